@@ -1,0 +1,74 @@
+"""One bit an element: where a gradient passes.
+
+All functions work through their tensors in pieces, so that no byte mask of the whole tensor ever exists.
+"""
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 20  # elements worked on at once; a multiple of 8
+_GATHER = 0x0102040810204080  # moves bit 0 of byte k of a 64-bit word to bit 56 + k
+
+
+def packed_bytes(elements: int) -> int:
+    """Bytes that `elements` bits take."""
+    return -(-elements // 8)
+
+
+def pack_between(x: Tensor, low: float, high: float) -> Tensor:
+    """Bits of low < x < high, element by element in memory order of `x.contiguous()`.
+
+    Args:
+        x: any shape and floating dtype. Elements that are NaN give 0.
+
+    Returns:
+        uint8, shape (packed_bytes(x.numel()),). Element i is bit i % 8 of byte i // 8.
+    """
+    flat = x.detach().contiguous().view(-1)
+    packed = torch.empty(packed_bytes(flat.numel()), dtype=torch.uint8, device=x.device)
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE]
+        inside = piece > low
+        if high != float("inf"):
+            inside &= piece < high
+        packed[start // 8 : packed_bytes(start + piece.numel())] = _pack(inside)
+    return packed
+
+
+def pack(bits: Tensor) -> Tensor:
+    """Bits of a bool tensor, in the order of `pack_between`."""
+    flat = bits.contiguous().view(-1)
+    packed = torch.empty(packed_bytes(flat.numel()), dtype=torch.uint8, device=bits.device)
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE]
+        packed[start // 8 : packed_bytes(start + piece.numel())] = _pack(piece)
+    return packed
+
+
+def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: float) -> Tensor:
+    """`grad` times `where_set` where the bit is 1 and times `where_clear` where it is 0. Same shape, contiguous."""
+    flat = grad.contiguous().view(-1)
+    result = torch.empty_like(flat)
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE]
+        bits = _unpack(packed[start // 8 : packed_bytes(start + piece.numel())])[: piece.numel()]
+        out = result[start : start + PIECE]
+        torch.mul(piece, bits, out=out)
+        if where_set != 1.0:
+            out.mul_(where_set)
+        if where_clear != 0.0:
+            out.add_(piece * ~bits, alpha=where_clear)
+    return result.view(grad.shape)
+
+
+def _pack(bits: Tensor) -> Tensor:
+    if bits.numel() % 8:
+        bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
+    if bits.storage_offset() % 8:  # a view as 64-bit words needs its alignment
+        bits = bits.clone()
+    return (bits.view(torch.int64) * _GATHER).bitwise_right_shift_(56).to(torch.uint8)
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
+    return packed[:, None].bitwise_and(places).ne(0).view(-1)

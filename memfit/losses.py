@@ -1,0 +1,60 @@
+"""The losses of a planned step, by name."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOSSES = ("cross_entropy", "mse")
+
+
+def loss_of(name: str, outputs: Any, targets: Tensor | None) -> Tensor:
+    """The step's loss, a scalar, mean over the batch.
+
+    Args:
+        name: `cross_entropy` (logits and class indices), `mse`, or `output:NAME` for a model that returns its own loss.
+        outputs: what the model returned: a tensor, or a dict or tuple of which `logits`, or else the first, is meant.
+        targets: shape (B,) or (B, ...) for class indices, with the class axis of the logits second (as in
+            `torch.nn.functional.cross_entropy`) or last; the shape of the output for `mse`; None for `output:NAME`.
+
+    Raises:
+        ValueError: the loss is not known, its output is not there, or targets are missing or do not fit.
+    """
+    if name.startswith("output:"):
+        loss = _named(outputs, name.removeprefix("output:"))
+        if loss.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(loss.shape)}; a loss is one number")
+        return loss.reshape(())
+    if name not in LOSSES:
+        raise ValueError(f"loss {name!r} is not known; use {', '.join(LOSSES)} or output:NAME")
+    if targets is None:
+        raise ValueError(f"loss {name!r} needs targets")
+    predicted = _predicted(outputs)
+    if name == "mse":
+        if predicted.shape != targets.shape:
+            raise ValueError(f"mse needs targets of the output's shape {tuple(predicted.shape)}, not {tuple(targets.shape)}")
+        return torch.nn.functional.mse_loss(predicted, targets)
+    if predicted.shape[:1] + predicted.shape[2:] != targets.shape and predicted.shape[:-1] == targets.shape:
+        predicted, targets = predicted.flatten(0, -2), targets.flatten()
+    elif predicted.shape[:1] + predicted.shape[2:] != targets.shape and predicted.shape != targets.shape:
+        raise ValueError(f"cross_entropy of logits {tuple(predicted.shape)} does not take targets {tuple(targets.shape)}")
+    return torch.nn.functional.cross_entropy(predicted, targets)
+
+
+def _named(outputs: Any, name: str) -> Tensor:
+    try:
+        value = outputs[name] if isinstance(outputs, dict) else outputs[int(name)] if isinstance(outputs, (tuple, list)) else getattr(outputs, name)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise ValueError(f"the model has no output {name!r}") from None
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _predicted(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, dict):
+        outputs = [outputs["logits"]] if "logits" in outputs else list(outputs.values())
+    first = outputs[0]
+    assert isinstance(first, Tensor)
+    return first

@@ -1,0 +1,47 @@
+"""Holding the input of an operation: whole or in a form, and working through it by ranges of samples."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from memfit.forms import Form, Held
+
+RESTORE_BYTES = 4 << 20  # of dense tensor restored at once; one sample if that is more
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTensor:
+    """An activation in a form, as its holders share it."""
+
+    form: Form
+    tensors: Held
+
+
+class Hold(nn.Module):
+    """Makes the form of an activation for all its holders; nothing when no backward will come."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> HeldTensor | None:
+        if not torch.is_grad_enabled():
+            return None
+        with torch.no_grad():
+            return HeldTensor(self.form, self.form.compress(x.detach()))
+
+
+def unpacked(held: HeldTensor | None) -> tuple[Form | Tensor | None, ...]:
+    """Form and tensors as arguments of an autograd function, which sees tensors only where they stand by themselves."""
+    return (None,) if held is None else (held.form, *held.tensors)
+
+
+def restored_ranges(form: Form, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
+    """The held tensor, a range of samples at a time."""
+    sample_bytes = itemsize * max(1, shape[1:].numel())
+    step = max(1, RESTORE_BYTES // sample_bytes)
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        yield slice(start, stop), form.restore(held, shape, start, stop)

@@ -1,0 +1,67 @@
+"""Batch norm with frozen statistics: y = weight · (x − mean) / √(variance + ε) + bias, an affine map a channel.
+
+Only the gradient of `weight` needs the input; with `weight` frozen nothing is held, and held in a form the gradients of all
+else stay exact.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memfit.forms import Form, Held
+from memfit.operators.held import HeldTensor, restored_ranges, unpacked
+
+
+class _FrozenBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, form: Form | None, *held: Tensor
+    ) -> Tensor:
+        kept: Held = () if not ctx.needs_input_grad[1] else held if form is not None else (x,)
+        ctx.eps, ctx.form, ctx.shape, ctx.itemsize = eps, form, x.shape, x.element_size()
+        ctx.save_for_backward(weight, mean, variance, *kept)
+        return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, mean, variance, *kept = ctx.saved_tensors
+        input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = None
+        if weight_grad:
+            whole = [(slice(None), kept[0])] if ctx.form is None else None
+            for samples, x in whole or restored_ranges(ctx.form, tuple(kept), ctx.shape, ctx.itemsize):
+                _, part, _ = torch.ops.aten.native_batch_norm_backward(
+                    grad[samples], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, False]
+                )
+                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+        if bias_grad:
+            grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
+        if input_grad:
+            scale = (variance + ctx.eps).rsqrt()
+            scale = scale if weight is None else scale * weight
+            grad_x = grad * scale.view(-1, *[1] * (grad.dim() - 2))
+        return (grad_x, grad_weight, grad_bias, None, None, None, None, *(None for _ in ctx.needs_input_grad[7:]))
+
+
+def frozen_batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, held: HeldTensor | None = None
+) -> Tensor:
+    """Batch norm of `x` (B, C, ...) by running statistics (C,); `held` as for `convolution`."""
+    return _FrozenBatchNorm.apply(x, weight, bias, mean, variance, eps, *unpacked(held))  # type: ignore[no-any-return,no-untyped-call]
+
+
+class BatchNorm(torch.nn.Module):
+    """Batch norm by batch statistics in training, by running ones in evaluation; parameters and buffers come as arguments."""
+
+    def __init__(self, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, counter: Tensor | None = None
+    ) -> Tensor:
+        if self.training and counter is not None:
+            counter.add_(1)
+        batch_statistics = self.training or mean is None
+        return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, batch_statistics, self.momentum, self.eps)

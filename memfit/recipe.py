@@ -1,0 +1,60 @@
+"""What a device needs of a plan: what trains, and how every activation that is not kept whole is held."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from memfit.program import BatchNormMode
+
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HeldForm:
+    """One held form of the output of operation `value`, shared by the operations `holders`."""
+
+    value: str
+    holders: tuple[str, ...]
+    technique: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a device needs of a plan.
+
+    Attributes:
+        graph: fingerprint of the graph that the names refer to.
+        trained: names of the parameters that train; all others are frozen.
+        masks: operations that hold one bit an element instead of what they hold by themselves.
+        forms: activations held compressed. An operation in no form holds its input whole, if its weight trains.
+        optimizer: name (`sgd`, `adam`, `adamw`) and settings, of the planned step.
+    """
+
+    graph: str
+    batch_norm: BatchNormMode
+    loss: str
+    optimizer: dict[str, Any]
+    trained: tuple[str, ...]
+    masks: tuple[str, ...]
+    forms: tuple[HeldForm, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"version": RECIPE_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not a recipe, or one of a newer memfit.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("version")
+            if version != RECIPE_VERSION:
+                raise ValueError(f"the checkpoint's plan has version {version}, this memfit reads {RECIPE_VERSION}: install the memfit that made it")
+            forms = tuple(HeldForm(**{**form, "holders": tuple(form["holders"])}) for form in values.pop("forms"))
+            return cls(forms=forms, trained=tuple(values.pop("trained")), masks=tuple(values.pop("masks")), **values)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"the checkpoint's plan cannot be read ({error}): it was not written by memfit") from None

@@ -1,0 +1,118 @@
+"""Rewrite a training module's graph so that it holds what the recipe says.
+
+Every operation of a known family becomes memfit's own, which holds only what its trained parameters need; one node before the
+first of its holders makes a form, and all of them share it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from memfit.forms import form_from_settings
+from memfit.operators.conv import convolution
+from memfit.operators.held import Hold
+from memfit.operators.linear import linear
+from memfit.operators.norm import frozen_batch_norm
+from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
+from memfit.program import arguments, fingerprint, per_axis
+from memfit.recipe import Recipe
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+RELUS = {aten.relu.default: False, aten.relu_.default: True}
+HARDTANHS = {aten.hardtanh.default: False, aten.hardtanh_.default: True, aten.relu6.default: False, aten.relu6_.default: True}
+LEAKY_RELUS = {aten.leaky_relu.default: False, aten.leaky_relu_.default: True}
+MASKABLE = {**RELUS, **HARDTANHS, **LEAKY_RELUS}
+
+
+def holds_its_input(module: GraphModule, node: Node) -> bool:
+    """Whether the operation is one whose input may be held in a form: a convolution, linear or frozen batch norm on batches."""
+    if node.target in CONVOLUTIONS:
+        x = node.args[0]
+        value = x.meta.get("val") if isinstance(x, Node) else None
+        return value is None or value.dim() == CONVOLUTIONS[node.target] + 2
+    return node.target is aten.linear.default or _is_frozen_batch_norm(node)
+
+
+def may_hold_bits(module: GraphModule, node: Node) -> bool:
+    """Whether the operation can do with one bit an element."""
+    if node.target in LEAKY_RELUS:
+        return float(arguments(node)["negative_slope"]) > 0
+    return node.target in MASKABLE or (node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Dropout)
+
+
+def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
+    """Rewrite `module`, from `training_module`, in place.
+
+    Raises:
+        ValueError: the recipe was made for another program, or names what is not there.
+    """
+    if fingerprint(module) != recipe.graph:
+        raise ValueError("the plan was made for another program than this one: load the checkpoint that memfit wrote, unchanged")
+    nodes = {node.name: node for node in module.graph.nodes}
+    masks = set(recipe.masks)
+    held_by: dict[str, Node] = {}
+    for form_plan in recipe.forms:
+        form = form_from_settings(form_plan.technique, form_plan.settings)
+        first = next(node for node in module.graph.nodes if node.name in form_plan.holders)
+        with module.graph.inserting_before(first):
+            module.add_module(f"memfit_held_{form_plan.value}_{first.name}", Hold(form))
+            held = module.graph.call_module(f"memfit_held_{form_plan.value}_{first.name}", (nodes[form_plan.value],))
+        held_by |= dict.fromkeys(form_plan.holders, held)
+    for node in list(nodes.values()):
+        if holds_its_input(module, node):
+            _use_own(node, held_by.pop(node.name, None))
+        elif node.name in masks:
+            if not may_hold_bits(module, node):
+                raise ValueError(f"the plan holds bits for {node.name}, which needs more")
+            masks.remove(node.name)
+            _use_mask(module, node)
+    if held_by or masks:
+        raise ValueError(f"the plan names {', '.join([*held_by, *masks])}, which cannot be held as it says")
+    trained = set(recipe.trained)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name in trained)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def _is_frozen_batch_norm(node: Node) -> bool:
+    return node.target is aten.batch_norm.default and node.args[5] is False
+
+
+def _use_own(node: Node, held: Node | None) -> None:
+    values = arguments(node)
+    if node.target in CONVOLUTIONS:
+        spatial = CONVOLUTIONS[node.target]
+        settings = (*(per_axis(values[name], spatial) for name in ("stride", "padding", "dilation")), values["groups"])
+        _call(node, convolution, (values["input"], values["weight"], values["bias"], settings, held))
+    elif node.target is aten.linear.default:
+        _call(node, linear, (values["input"], values["weight"], values["bias"], held))
+    else:
+        tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
+        _call(node, frozen_batch_norm, (*tensors, values["eps"], held))
+
+
+def _use_mask(module: GraphModule, node: Node) -> None:
+    if node.op == "call_module":
+        dropout = module.get_submodule(str(node.target))
+        module.set_submodule(str(node.target), MaskedDropout(dropout.p))
+        return
+    values = arguments(node)
+    in_place = MASKABLE[node.target]
+    x = values.get("self", values.get("input"))
+    if node.target in RELUS:
+        _call(node, masked_relu, (x, in_place))
+    elif node.target in HARDTANHS:
+        _call(node, masked_hardtanh, (x, float(values.get("min_val", 0)), float(values.get("max_val", 6)), in_place))
+    else:
+        _call(node, masked_leaky_relu, (x, float(values["negative_slope"]), in_place))
+
+
+def _call(node: Node, function: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
+    node.target, node.args, node.kwargs = function, args, {}

@@ -1,0 +1,61 @@
+"""One training step as planned: the plan's loss and optimizer, inside its budget."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memfit.losses import loss_of
+from memfit.recipe import Recipe
+
+
+def make_optimizer(parameters: list[nn.Parameter], optimizer: dict[str, Any], lr: float) -> torch.optim.Optimizer:
+    """The optimizer a plan counts with: it works one parameter at a time, so its temporaries are one parameter's size."""
+    name, momentum = optimizer["name"], optimizer.get("momentum", 0.0)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, foreach=False)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, foreach=False)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, foreach=False)
+    raise ValueError(f"optimizer {name!r} is not one of sgd, adam, adamw")
+
+
+class TrainingStep:
+    """Runs training steps of a model from `memfit.load`.
+
+    Args:
+        model: its plan names loss, optimizer and trained parameters.
+        lr: learning rate.
+
+    Attributes:
+        optimizer: the `torch.optim` optimizer, for schedules and saving.
+    """
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        recipe = getattr(model, "recipe", None)
+        if not isinstance(recipe, Recipe):
+            raise ValueError("TrainingStep needs a model from memfit.load: any other has no plan")
+        self.model = model
+        self.loss = recipe.loss
+        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe.optimizer, lr)
+
+    def __call__(self, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor], targets: Tensor | None = None) -> float:
+        """One step on one batch; the mean loss.
+
+        Args:
+            inputs: the model's input, a tuple of them, or a dict by name.
+            targets: what the loss compares with; None if the model returns its own loss.
+        """
+        loss = self._loss(inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.detach()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(value)
+
+    def _loss(self, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor], targets: Tensor | None) -> Tensor:
+        # The outputs end with this frame: no activation outlives the loss but what the plan holds.
+        if isinstance(inputs, dict):
+            return loss_of(self.loss, self.model(**inputs), targets)
+        return loss_of(self.loss, self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs), targets)

@@ -1,0 +1,96 @@
+"""Truncated decompositions from mode Gram matrices, without unfolding.
+
+A mode of a contiguous tensor is the middle axis of a view (L, n, R), L the product of the sizes before it and R of those
+after; a run of neighbouring modes is one such axis too. Its Gram matrix (n, n) has the squared singular values of the
+unfolding as eigenvalues and its left factor as eigenvectors, so no singular value decomposition of the long matrix is needed.
+
+Sources: sequentially truncated higher-order SVD, Vannieuwenhoven, Vandebril & Meerbergen 2012; error of a truncation,
+Eckart & Young 1936.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+WORKSPACE_ELEMENTS = 1 << 18  # of partial Gram matrices held at once
+
+
+def as_mode(x: Tensor, start: int, stop: int) -> Tensor:
+    """View modes start..stop-1 of contiguous `x` as the middle axis of (L, n, R)."""
+    return x.view(prod(x.shape[:start]), prod(x.shape[start:stop]), prod(x.shape[stop:]))
+
+
+def gram(x_LNR: Tensor) -> Tensor:
+    """Gram matrix of the middle axis. Shape (n, n), float32 (float64 for a float64 input).
+
+    Works through L in pieces: workspace is at most WORKSPACE_ELEMENTS of partial sums beyond the result, plus a float32 copy
+    of one piece for half-precision inputs, whose own products would lose all small directions.
+    """
+    length, size, rest = x_LNR.shape
+    dtype = torch.float64 if x_LNR.dtype == torch.float64 else torch.float32
+    if rest == 1:
+        rows = x_LNR.view(length, size).to(dtype)
+        return rows.mT @ rows
+    total = torch.zeros(size, size, dtype=dtype, device=x_LNR.device)
+    pieces = max(1, WORKSPACE_ELEMENTS // (size * size))
+    for at in range(0, length, pieces):
+        piece = x_LNR[at : at + pieces].to(dtype)
+        if piece.shape[0] == 1:
+            total.addmm_(piece[0], piece[0].mT)
+        else:
+            total.add_(torch.bmm(piece, piece.mT).sum(0))
+    return total
+
+
+def energies_and_factor(gram_NN: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values, largest first and never negative, with the left factor's columns in the same order."""
+    energies, vectors = torch.linalg.eigh(gram_NN)
+    return energies.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def rank_for_threshold(energies: Tensor, threshold: float) -> int:
+    """Smallest rank whose leading directions keep `threshold` of the energy; at least 1.
+
+    Args:
+        energies: squared singular values of one unfolding, largest first. Shape (directions,).
+        threshold: share of the energy to keep, in (0, 1].
+
+    Raises:
+        ValueError: `threshold` is outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], not {threshold}")
+    kept = energies.double().cumsum(0)
+    if kept[-1] <= 0:  # an all-zero tensor: any one direction holds it
+        return 1
+    return min(1 + int((kept < threshold * kept[-1]).sum()), energies.numel())
+
+
+def truncate_mode(x: Tensor, start: int, stop: int, rank: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """Project modes start..stop-1, taken as one, on its leading directions.
+
+    Args:
+        x: contiguous.
+        rank: most directions kept; fewer where `threshold` of the energy needs fewer.
+
+    Returns:
+        The projected tensor as (L, r, R), and the factor (n, r), contiguous and of its own storage.
+    """
+    x_LNR = as_mode(x, start, stop)
+    energies, vectors = energies_and_factor(gram(x_LNR))
+    rank = min(rank, x_LNR.shape[0] * x_LNR.shape[2], rank_for_threshold(energies, threshold))
+    factor = vectors[:, :rank].to(x.dtype).contiguous()
+    if factor.untyped_storage().nbytes() != factor.nbytes:  # rank == n: `contiguous` gave the whole back as it was
+        factor = factor.clone()
+    return multiply_mode(x_LNR, factor.mT), factor
+
+
+def multiply_mode(x_LNR: Tensor, matrix_MN: Tensor) -> Tensor:
+    """Multiply the middle axis by a matrix: out[l, m, r] = Σ_n matrix[m, n] x[l, n, r]. Shape (L, m, R)."""
+    length, size, rest = x_LNR.shape
+    if rest == 1:
+        return (x_LNR.view(length, size) @ matrix_MN.mT).view(length, matrix_MN.shape[0], 1)
+    if length == 1:
+        return (matrix_MN @ x_LNR[0]).unsqueeze(0)
+    return torch.bmm(matrix_MN.expand(length, *matrix_MN.shape), x_LNR)

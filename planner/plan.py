@@ -1,0 +1,117 @@
+"""One choice for everything, for one budget, and the certificate that proves it."""
+
+from dataclasses import dataclass
+
+from planner.profile import Moment, Setting
+from planner.request import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes live at one moment: parameters, buffers, gradients, optimizer state and batch; activations held; what the running operation needs."""
+
+    moment: Moment
+    static_bytes: int
+    saved_bytes: int
+    transient_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.static_bytes + self.saved_bytes + self.transient_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterChoice:
+    name: str
+    trained: bool
+    bytes: int
+    gradient_energy: float
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationChoice:
+    """How one activation is held. Two rows for one storage where two groups of holders hold it in two ways (a mask and factors).
+
+    Attributes:
+        value: the operation whose output is held.
+        holders: names of the operations served.
+    """
+
+    name: str
+    value: str
+    holders: tuple[str, ...]
+    shape: tuple[int, ...]
+    bytes: int
+    technique: str
+    settings: dict[str, Setting]
+    held_bytes: int
+    lost_energy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to train and how everything is held.
+
+    Attributes:
+        bound: the highest fidelity any plan of this menu could have, as proved by the solver; gap = bound − fidelity.
+        timeline: predicted footprint at every moment of the step; `peak` its largest.
+    """
+
+    budget_bytes: int
+    fidelity: float
+    bound: float
+    gap: float
+    predicted_peak_bytes: int
+    peak: Footprint
+    micro_batch: int
+    optimizer: Optimizer
+    own_loop: bool
+    parameters: tuple[ParameterChoice, ...]
+    activations: tuple[ActivationChoice, ...]
+    timeline: tuple[Footprint, ...]
+    solve_seconds: float
+    variables: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measured training step in a fresh process.
+
+    Attributes:
+        measured_peak_bytes: static bytes plus the highest sum of allocations, by the allocator's record.
+        process_peak_bytes: peak resident set of the whole process; runtime_bytes: of it before the model was loaded.
+    """
+
+    measured_peak_bytes: int
+    process_peak_bytes: int
+    runtime_bytes: int
+    step_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the patched model's step really took, beside the plain model's."""
+
+    measured_peak_bytes: int
+    process_peak_bytes: int
+    runtime_bytes: int
+    fidelity: float
+    step_seconds: float
+    plain: Measured
+    host: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Bytes a measured step took at one moment beyond the plan's prediction: the next plan leaves room for them."""
+
+    moment: Moment
+    extra_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The certificate of a patched checkpoint, and what to correct if it stayed over the budget."""
+
+    certificate: Certificate
+    corrections: tuple[Correction, ...]

@@ -1,0 +1,159 @@
+"""All measurements of one model on one sample: what a step holds, when, for whom, and what each option would cost."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Setting = int | float | str | tuple[int, ...]
+Phase = Literal["forward", "backward", "update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point of the step: an operation in one of its phases. `update` is the optimizer's step, after all backward ones."""
+
+    phase: Phase
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter. `gradient_energy` is ‖g‖² of its exact gradient, mean over the sample's batches."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    gradient_energy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of the step, in order of execution; the loss is the last.
+
+    Attributes:
+        inputs: indices of the operations whose outputs it reads and may send a gradient to.
+        parameters: names of the parameters it reads itself.
+        forward_bytes: bytes live while it runs forward beyond static bytes, activations and held forms: its workspace.
+        backward_bytes: the same in its backward: gradients on their way, workspace, the weight gradients until they are stored.
+        internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
+        source: file and line of the model that made it, if known.
+    """
+
+    name: str
+    target: str
+    inputs: tuple[int, ...]
+    parameters: tuple[str, ...]
+    forward_bytes: int
+    backward_bytes: int
+    internal_bytes: int
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """An operation that needs an activation in its backward.
+
+    Attributes:
+        operation: index of the operation.
+        needed_for: `weight`: only while `parameter` trains; `input`: only while the operation's input needs a gradient;
+            `output`: whenever its output needs one.
+        parameter: the parameter whose gradient needs it, for `weight`.
+    """
+
+    operation: int
+    needed_for: Literal["weight", "input", "output"]
+    parameter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to hold an activation instead of whole.
+
+    Attributes:
+        technique: its name in the menu.
+        settings: thresholds, ranks: what the runtime needs to do it.
+        held_bytes: bytes held, from shapes alone: an upper limit that holds for any data.
+        compress_bytes, restore_bytes: transient bytes of making it, in forward, and of using it, in backward.
+        lost_energy: for each parameter that depends on it, ‖g−ĝ‖² (mean over batches) if it trains from this form.
+        seconds: time of compressing and restoring, measured.
+    """
+
+    technique: str
+    settings: dict[str, Setting]
+    held_bytes: int
+    compress_bytes: int
+    restore_bytes: int
+    lost_energy: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A set of holders that one option serves together: they read the same values.
+
+    Attributes:
+        value: name of the operation whose output they hold (a view of the activation, often the activation itself).
+        holders: indices into the activation's `holders`.
+        spectra: for each mode, the squared singular values of the unfolding, largest first, as shares of their sum. Empty if not measured.
+    """
+
+    value: str
+    holders: tuple[int, ...]
+    options: tuple[Option, ...]
+    spectra: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """One storage that some operation keeps for its backward.
+
+    Attributes:
+        name: the operation that makes it, or the model input it is.
+        producer: index of that operation, -1 for a model input (whose bytes are static).
+        born, last_use: indices of the operations that make it and that read it last in forward.
+        forms: groups of holders that may be served by an option instead of the whole. Holders in no group need it whole.
+    """
+
+    name: str
+    producer: int
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    born: int
+    last_use: int
+    holders: tuple[Holder, ...]
+    forms: tuple[Form, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Bytes live at one moment of the plain step, from the allocator's own record, static bytes included."""
+
+    moment: Moment
+    live_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All measurements of one model on one sample.
+
+    Attributes:
+        graph: fingerprint of the program the names refer to.
+        batch_size: samples a step.
+        static_bytes: parameters, buffers and the batch; gradients and optimizer state come with a plan.
+        transients: for every operation, which outputs are alive only for forward's own use: (bytes, born, last_use).
+        plain_peak_bytes: measured peak of the plain step with an optimizer without state.
+        plain: footprint of the plain step at every moment.
+    """
+
+    graph: str
+    loss: str
+    batch_norm: Literal["frozen", "batch"]
+    batch_size: int
+    static_bytes: int
+    parameters: tuple[Parameter, ...]
+    operations: tuple[Operation, ...]
+    activations: tuple[Activation, ...]
+    transients: tuple[tuple[int, int, int], ...]
+    plain_peak_bytes: int
+    plain_seconds: float
+    plain: tuple[Live, ...] = field(default=())

@@ -1,0 +1,94 @@
+"""What a plan is asked for: a budget in the units people write, an optimizer, what may train and how it may be held."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fnmatch import fnmatchcase
+from math import ceil
+from typing import Literal
+
+from planner.errors import BadBudget
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Most bytes of the footprint at any moment of the step: an amount, or a share of the plain step's peak."""
+
+    amount_bytes: int | None = None
+    share: float | None = None
+
+    def in_bytes(self, plain_peak_bytes: int) -> int:
+        """The budget in bytes, given the plain step's peak that a share refers to."""
+        return self.amount_bytes if self.amount_bytes is not None else int(plain_peak_bytes * (self.share or 0.0))
+
+
+def parse_budget(text: str | int) -> Budget:
+    """Read `67108864`, `"64 MiB"`, `"1.5GB"` or `"40%"`.
+
+    Raises:
+        BadBudget: no number, an unknown unit, or nothing left of it (0, negative).
+    """
+    if isinstance(text, bool):
+        raise BadBudget(text, "is not an amount")
+    match = re.fullmatch(r"\s*([+-]?[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,3})?)\s*([a-z%]*)\s*", str(text), flags=re.IGNORECASE)
+    if match is None:
+        raise BadBudget(text, "is not a number with a unit")
+    unit = match[2].lower()
+    try:
+        number = Decimal(match[1].replace("_", "").replace(",", ""))
+    except InvalidOperation:
+        raise BadBudget(text, "is not a number with a unit") from None
+    if number <= 0:
+        raise BadBudget(text, "must be greater than 0")
+    if unit == "%":
+        return Budget(share=float(number) / 100)
+    if unit not in UNITS:
+        raise BadBudget(text, f"has the unknown unit {match[2]!r}")
+    if number * UNITS[unit] > 2**62:
+        raise BadBudget(text, "is more than any device has")
+    return Budget(amount_bytes=ceil(number * UNITS[unit]))
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """The optimizer of the planned step; its state is part of the footprint."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """Tensors of a parameter's size that it keeps for each trained parameter (SGD 0, with momentum 1, Adam 2)."""
+        return 2 if self.name != "sgd" else int(self.momentum != 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """What a profile depends on, beside model and sample.
+
+    `batch_size` None: all samples form one batch.
+    """
+
+    loss: str = "cross_entropy"
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """One budget and what may be done to meet it. Patterns are matched against whole names, with * and ?."""
+
+    budget: Budget
+    optimizer: Optimizer = Optimizer()
+    trainable: tuple[str, ...] = ("*",)
+    techniques: tuple[str, ...] = ("*",)
+    own_loop: bool = False
+
+    def may_train(self, parameter: str) -> bool:
+        return any(fnmatchcase(parameter, pattern) for pattern in self.trainable)
+
+    def may_use(self, technique: str) -> bool:
+        """Whether a technique of the menu is allowed. `keep` always is: not to compress needs no leave."""
+        return technique == "keep" or any(fnmatchcase(technique, pattern) for pattern in self.techniques)
