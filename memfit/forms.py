@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from memfit.tucker import multiply_mode, truncate_mode
+from memfit.tucker import Decompose, decompose_mode, gram_bytes, multiply_mode, truncate_mode
 
 Held = tuple[Tensor, ...]
 
@@ -21,8 +21,11 @@ class Form(Protocol):
 
     technique: ClassVar[str]
 
-    def compress(self, x: Tensor) -> Held:
-        """The tensors held for `x`; each owns exactly its bytes, and none shares storage with `x`."""
+    def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
+        """The tensors held for `x`; each owns exactly its bytes, and none shares storage with `x`.
+
+        `decompose` may be one that remembers, where several forms of one tensor are tried.
+        """
         ...
 
     def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
@@ -31,6 +34,14 @@ class Form(Protocol):
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         """Most bytes `compress` can return for a tensor of this shape."""
+        ...
+
+    def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """Most bytes live at once while compressing, beyond the tensor itself; the result is among them."""
+        ...
+
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
+        """Most bytes live at once while restoring so many samples, beyond what is held."""
         ...
 
 
@@ -51,9 +62,9 @@ class Svd:
     rank: int
     threshold: float
 
-    def compress(self, x: Tensor) -> Held:
+    def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         start, stop = self.modes
-        core_LRR, factor_NR = truncate_mode(x.contiguous(), start, stop, self.rank, self.threshold)
+        core_LRR, factor_NR = truncate_mode(x.contiguous(), start, stop, self.rank, self.threshold, decompose)
         return core_LRR, factor_NR
 
     def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
@@ -68,6 +79,13 @@ class Svd:
         size = prod(shape[self.modes[0] : self.modes[1]])
         rest = prod(shape) // max(size, 1)
         return itemsize * min(self.rank, size, rest) * (size + rest)
+
+    def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        size = prod(shape[self.modes[0] : self.modes[1]])
+        return gram_bytes(size, itemsize) + self.held_bytes(shape, itemsize)
+
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
+        return itemsize * samples * prod(shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +103,12 @@ class Hosvd:
     ranks: tuple[int, ...]
     threshold: float
 
-    def compress(self, x: Tensor) -> Held:
+    def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         core = x.contiguous()
         factors: dict[int, Tensor] = {}
         for mode in self._order(core.shape):
             shape = list(core.shape)
-            projected, factors[mode] = truncate_mode(core, mode, mode + 1, self.ranks[mode], self.threshold)
+            projected, factors[mode] = truncate_mode(core, mode, mode + 1, self.ranks[mode], self.threshold, decompose)
             shape[mode] = projected.shape[1]
             core = projected.view(shape)
         if not factors:
@@ -116,6 +134,20 @@ class Hosvd:
         ranks = [min(rank, size) for rank, size in zip(self.ranks, shape, strict=True)]
         factors = sum(size * rank for size, rank in zip(shape, ranks, strict=True) if rank < size)
         return itemsize * (prod(ranks) + factors)
+
+    def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        sizes, most, before = list(shape), 0, 0
+        for mode in self._order(shape):
+            workspace = gram_bytes(sizes[mode], itemsize)
+            sizes[mode] = self.ranks[mode]
+            most, before = max(most, before + itemsize * prod(sizes) + workspace), itemsize * prod(sizes)
+        return max(most, self.held_bytes(shape, itemsize))
+
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
+        ranks = [min(rank, size) for rank, size in zip(self.ranks, shape, strict=True)]
+        growth = max((size / rank for rank, size in zip(ranks[1:], shape[1:], strict=True)), default=1.0)
+        dense = itemsize * samples * prod(shape[1:])
+        return dense + int(dense / growth)  # the mode that grows most comes last, from what was before it
 
     def _order(self, shape: tuple[int, ...]) -> list[int]:
         """Modes to truncate, most shrinking first, so that the later ones work on little."""

@@ -42,11 +42,20 @@ def loss_of(name: str, outputs: Any, targets: Tensor | None) -> Tensor:
 
 
 def _named(outputs: Any, name: str) -> Tensor:
+    """The output at a path such as `loss`, `0` or `losses.0`."""
+    value = outputs
     try:
-        value = outputs[name] if isinstance(outputs, dict) else outputs[int(name)] if isinstance(outputs, (tuple, list)) else getattr(outputs, name)
+        for part in name.split("."):
+            if isinstance(value, (tuple, list)):
+                value = value[int(part)]
+            elif isinstance(value, dict):
+                value = value[part]
+            elif not (isinstance(value, Tensor) and part == "0"):
+                value = getattr(value, part)
     except (KeyError, IndexError, ValueError, AttributeError):
-        raise ValueError(f"the model has no output {name!r}") from None
-    assert isinstance(value, Tensor)
+        value = None
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the model has no output {name!r}")
     return value
 
 

@@ -54,7 +54,7 @@ def training_module(program: torch.export.ExportedProgram, batch_norm: BatchNorm
             _make_padding_explicit(module, node)
         elif node.target in DROPOUTS:
             values = arguments(node)
-            _call_module(module, node, DROPOUTS[node.target](values["p"]), (values["input"],))
+            _call_module(module, node, DROPOUTS[node.target](values["p"]), (node.args[0],))
         elif node.target is aten.scaled_dot_product_attention.default and arguments(node)["dropout_p"]:
             _replace_attention(module, node)
     module.recompile()

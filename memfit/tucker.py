@@ -8,11 +8,13 @@ Sources: sequentially truncated higher-order SVD, Vannieuwenhoven, Vandebril & M
 Eckart & Young 1936.
 """
 
+from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
+Decompose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 WORKSPACE_ELEMENTS = 1 << 18  # of partial Gram matrices held at once
 
 
@@ -43,10 +45,30 @@ def gram(x_LNR: Tensor) -> Tensor:
     return total
 
 
-def energies_and_factor(gram_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values, largest first and never negative, with the left factor's columns in the same order."""
-    energies, vectors = torch.linalg.eigh(gram_NN)
-    return energies.flip(0).clamp_min(0), vectors.flip(1)
+def gram_bytes(size: int, itemsize: int) -> int:
+    """Most bytes live at once while a mode of this size is decomposed: the matrix, its vectors and LAPACK's work, partial sums."""
+    return max(4, itemsize) * (5 * size * size + 2 * max(WORKSPACE_ELEMENTS, size * size))
+
+
+def decompose_mode(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Squared singular values and left factor of modes start..stop-1 of contiguous `x`, taken as one mode of size n.
+
+    Where n exceeds the product m of the other modes, the Gram matrix of those is decomposed instead, which is smaller.
+
+    Returns:
+        energies (k,), largest first and never negative, and the factor (n, k) of orthonormal columns; k = min(n, m).
+    """
+    x_LNR = as_mode(x, start, stop)
+    length, size, rest = x_LNR.shape
+    if size <= length * rest:
+        energies, vectors = torch.linalg.eigh(gram(x_LNR))
+        return energies.flip(0).clamp_min(0), vectors.flip(1)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    unfolded_NM = x_LNR.transpose(0, 1).reshape(size, length * rest).to(dtype)
+    energies, vectors = torch.linalg.eigh(unfolded_NM.mT @ unfolded_NM)
+    # The products are orthogonal but for rounding, worst in the smallest directions; QR makes them so, in their order.
+    factor, _ = torch.linalg.qr(unfolded_NM @ vectors.flip(1))
+    return energies.flip(0).clamp_min(0), factor
 
 
 def rank_for_threshold(energies: Tensor, threshold: float) -> int:
@@ -67,23 +89,23 @@ def rank_for_threshold(energies: Tensor, threshold: float) -> int:
     return min(1 + int((kept < threshold * kept[-1]).sum()), energies.numel())
 
 
-def truncate_mode(x: Tensor, start: int, stop: int, rank: int, threshold: float) -> tuple[Tensor, Tensor]:
+def truncate_mode(
+    x: Tensor, start: int, stop: int, rank: int, threshold: float, decompose: Decompose = decompose_mode
+) -> tuple[Tensor, Tensor]:
     """Project modes start..stop-1, taken as one, on its leading directions.
 
     Args:
         x: contiguous.
         rank: most directions kept; fewer where `threshold` of the energy needs fewer.
+        decompose: `decompose_mode`, or one that remembers.
 
     Returns:
         The projected tensor as (L, r, R), and the factor (n, r), contiguous and of its own storage.
     """
-    x_LNR = as_mode(x, start, stop)
-    energies, vectors = energies_and_factor(gram(x_LNR))
-    rank = min(rank, x_LNR.shape[0] * x_LNR.shape[2], rank_for_threshold(energies, threshold))
-    factor = vectors[:, :rank].to(x.dtype).contiguous()
-    if factor.untyped_storage().nbytes() != factor.nbytes:  # rank == n: `contiguous` gave the whole back as it was
-        factor = factor.clone()
-    return multiply_mode(x_LNR, factor.mT), factor
+    energies, vectors = decompose(x, start, stop)
+    rank = min(rank, rank_for_threshold(energies, threshold))
+    factor = vectors[:, :rank].to(x.dtype).clone(memory_format=torch.contiguous_format)
+    return multiply_mode(as_mode(x, start, stop), factor.mT), factor
 
 
 def multiply_mode(x_LNR: Tensor, matrix_MN: Tensor) -> Tensor:

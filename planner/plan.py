@@ -22,7 +22,10 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class ParameterChoice:
+    """One parameter: whether the request lets it train (fidelity counts over those), and whether the plan trains it."""
+
     name: str
+    trainable: bool
     trained: bool
     bytes: int
     gradient_energy: float
@@ -111,7 +114,13 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The certificate of a patched checkpoint, and what to correct if it stayed over the budget."""
+    """What a measured step of a patched checkpoint says of its plan.
 
-    certificate: Certificate
+    Attributes:
+        certificate: None where the peak is over the budget: such a plan is not proved.
+        corrections: what the next plan has to leave room for, where it is over.
+    """
+
+    measured_peak_bytes: int
+    certificate: Certificate | None
     corrections: tuple[Correction, ...]

@@ -4,12 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Setting = int | float | str | tuple[int, ...]
-Phase = Literal["forward", "backward", "update"]
+Phase = Literal["compress", "forward", "backward", "update"]
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A point of the step: an operation in one of its phases. `update` is the optimizer's step, after all backward ones."""
+    """A point of the step: an operation in one of its phases.
+
+    `compress` is just before forward, where the form of its input is made; `update` the optimizer's step, after all backwards.
+    """
 
     phase: Phase
     operation: str
@@ -32,8 +35,9 @@ class Operation:
     Attributes:
         inputs: indices of the operations whose outputs it reads and may send a gradient to.
         parameters: names of the parameters it reads itself.
-        forward_bytes: bytes live while it runs forward beyond static bytes, activations and held forms: its workspace.
-        backward_bytes: the same in its backward: gradients on their way, workspace, the weight gradients until they are stored.
+        forward_bytes: bytes live while it runs forward beyond static bytes, storages and held forms: its workspace.
+        backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
+            is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
         source: file and line of the model that made it, if known.
     """
@@ -54,13 +58,12 @@ class Holder:
 
     Attributes:
         operation: index of the operation.
-        needed_for: `weight`: only while `parameter` trains; `input`: only while the operation's input needs a gradient;
-            `output`: whenever its output needs one.
+        needed_for: `weight`: only while `parameter` trains; `gradient`: whenever a gradient passes the operation.
         parameter: the parameter whose gradient needs it, for `weight`.
     """
 
     operation: int
-    needed_for: Literal["weight", "input", "output"]
+    needed_for: Literal["weight", "gradient"]
     parameter: str | None = None
 
 
@@ -140,7 +143,7 @@ class Profile:
         graph: fingerprint of the program the names refer to.
         batch_size: samples a step.
         static_bytes: parameters, buffers and the batch; gradients and optimizer state come with a plan.
-        transients: for every operation, which outputs are alive only for forward's own use: (bytes, born, last_use).
+        storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
     """
@@ -153,7 +156,7 @@ class Profile:
     parameters: tuple[Parameter, ...]
     operations: tuple[Operation, ...]
     activations: tuple[Activation, ...]
-    transients: tuple[tuple[int, int, int], ...]
+    storages: tuple[tuple[int, int, int], ...]
     plain_peak_bytes: int
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())

@@ -28,30 +28,47 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         weight, *kept = ctx.saved_tensors
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
-        whole = weight_grad and ctx.form is None
-        # Stand-ins without bytes give the shapes where no values are read.
-        x = kept[0] if whole else grad.new_empty(1).expand(ctx.shape)
-        weight = weight if weight is not None else grad.new_empty(1).expand(ctx.weight_shape)
-        # The backend works out weight and bias gradients together, so a bias alone is summed here.
-        grad_x, grad_weight, grad_bias = _backward(ctx, grad, x, weight, (input_grad, whole, whole and bias_grad))
-        if bias_grad and not whole:
+        grad_x = grad_weight = grad_bias = None
+        if weight_grad and ctx.form is None:
+            if weight is None:
+                weight = grad.new_empty(1).expand(ctx.weight_shape)  # its values are not read
+            grad_x, grad_weight, grad_bias = _backward(grad, kept[0], weight, ctx.arguments, (input_grad, True, bias_grad))
+            return (grad_x, grad_weight, grad_bias, None, None)
+        if input_grad:
+            grad_x = _input_gradient(ctx, grad, weight)
+        if bias_grad:
             grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
-        if weight_grad and not whole:
-            for samples, restored in restored_ranges(ctx.form, tuple(kept), ctx.shape, grad.element_size()):
-                _, part, _ = _backward(ctx, grad[samples], restored, weight, (False, True, False))
+        if weight_grad:
+            for samples, x in restored_ranges(ctx.form, tuple(kept), ctx.shape, grad.element_size()):
+                part = weight_gradient(grad[samples], x, ctx.weight_shape, ctx.arguments)
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
 
 
-def _backward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
-    if not any(wanted):
-        return None, None, None
-    stride, padding, dilation, groups = ctx.arguments
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, arguments: ConvArguments, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    stride, padding, dilation, groups = arguments
     bias_sizes = [weight.shape[0]] if wanted[2] else None
-    result: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
         grad, x, weight, bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, list(wanted)
     )
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments: ConvArguments) -> Tensor:
+    """Gradient of the weight from the output's gradient and the input."""
+    shape_alone = grad.new_empty(1).expand(weight_shape)  # its values are not read
+    result = _backward(grad, x, shape_alone, arguments, (False, True, False))[1]
+    assert result is not None
     return result
+
+
+def _input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
+    """The transposed convolution of `grad`. (`convolution_backward` would ask for the input and copy even an empty stand-in.)"""
+    stride, padding, dilation, groups = ctx.arguments
+    axes = zip(ctx.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    unread = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
+    return torch.convolution(grad, weight, None, stride, padding, dilation, True, unread, groups)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, held: HeldTensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,14 @@ def unpacked(held: HeldTensor | None) -> tuple[Form | Tensor | None, ...]:
     return (None,) if held is None else (held.form, *held.tensors)
 
 
+def samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
+    """Samples of a held tensor that a backward restores at a time."""
+    return min(max(1, RESTORE_BYTES // max(1, itemsize * prod(shape[1:]))), shape[0])
+
+
 def restored_ranges(form: Form, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
     """The held tensor, a range of samples at a time."""
-    sample_bytes = itemsize * max(1, shape[1:].numel())
-    step = max(1, RESTORE_BYTES // sample_bytes)
+    step = max(1, samples_at_once(shape, itemsize))
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
         yield slice(start, stop), form.restore(held, shape, start, stop)

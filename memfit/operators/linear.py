@@ -26,15 +26,16 @@ class _Linear(torch.autograd.Function):
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         grad_weight = None
         if ctx.needs_input_grad[1] and ctx.form is None:
-            grad_weight = _weight_gradient(grad, kept[0])
+            grad_weight = weight_gradient(grad, kept[0])
         elif ctx.needs_input_grad[1]:
             for samples, restored in restored_ranges(ctx.form, tuple(kept), ctx.shape, grad.element_size()):
-                part = _weight_gradient(grad[samples], restored)
+                part = weight_gradient(grad[samples], restored)
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
         return (grad_x, grad_weight, grad_bias, None, *(None for _ in ctx.needs_input_grad[4:]))
 
 
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of the weight (O, F) from the output's gradient (..., O) and the input (..., F)."""
     return grad.flatten(0, -2).mT @ x.flatten(0, -2)
 
 

@@ -31,9 +31,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         if weight_grad:
             whole = [(slice(None), kept[0])] if ctx.form is None else None
             for samples, x in whole or restored_ranges(ctx.form, tuple(kept), ctx.shape, ctx.itemsize):
-                _, part, _ = torch.ops.aten.native_batch_norm_backward(
-                    grad[samples], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, False]
-                )
+                part = weight_gradient(grad[samples], x, mean, variance, ctx.eps)
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
         if bias_grad:
             grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
@@ -42,6 +40,13 @@ class _FrozenBatchNorm(torch.autograd.Function):
             scale = scale if weight is None else scale * weight
             grad_x = grad * scale.view(-1, *[1] * (grad.dim() - 2))
         return (grad_x, grad_weight, grad_bias, None, None, None, None, *(None for _ in ctx.needs_input_grad[7:]))
+
+
+def weight_gradient(grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """Gradient of the weight (C,) from the output's gradient and the input, both (B, C, ...)."""
+    backward = torch.ops.aten.native_batch_norm_backward
+    weight = torch.ones_like(mean)  # the kernel asks for one, and this gradient does not depend on it
+    return backward(grad, x, weight, mean, variance, None, None, False, eps, [False, True, False])[1]  # type: ignore[no-any-return]
 
 
 def frozen_batch_norm(

@@ -1,0 +1,185 @@
+"""From an exported program to a training graph: its operations in order, their parameters, and what can hold what.
+
+The graph is the model: whatever `torch.export` writes down can be planned, except what this module names and refuses.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from memfit.program import BatchNormMode, fingerprint, training_module
+from memfit.recipe import Recipe
+from memfit.rewriting import holds_its_input, may_hold_bits, rewrite
+from planner.errors import BadModel, UnsupportedOperation
+from planner.record import compress_range, forward_range
+from planner.sample import ModelInput
+
+aten = torch.ops.aten
+NAMESPACES = {"aten", "prims", "_operator", "builtins", "math", "torch"}
+RANDOM_OR_STATEFUL = {"rrelu", "rrelu_", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+
+
+@dataclass(frozen=True)
+class TrainingGraph:
+    """A program that trains, and what is known of it without data.
+
+    Attributes:
+        module: runs it as it was exported, with the training behaviour asked for.
+        operations: its nodes that compute, in order.
+    """
+
+    program: torch.export.ExportedProgram
+    batch_norm: BatchNormMode
+    module: GraphModule
+    operations: tuple[Node, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.module)
+
+    @property
+    def inputs(self) -> tuple[ModelInput, ...]:
+        return tuple(_model_input(node) for node in self.module.graph.nodes if node.op == "placeholder")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it returns, as `output:NAME` takes them."""
+        spec = self.program.call_spec.out_spec
+        if spec is None or spec.num_leaves == 0:
+            return ()
+        leaves = pytree.tree_leaves_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+        return tuple(".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path) or "0" for path, _ in leaves)
+
+    def parameter_names(self, operation: Node) -> tuple[str, ...]:
+        """Names of the parameters that an operation reads itself."""
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        return tuple(str(node.target) for node in operation.all_input_nodes if node.op == "get_attr" and node.target in parameters)
+
+    def weight_of(self, operation: Node) -> str | None:
+        """The parameter whose gradient needs the operation's input, for one that may hold its input in a form."""
+        if not holds_its_input(self.module, operation):
+            return None
+        weight = operation.args[1] if len(operation.args) > 1 else None
+        return str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+    def may_hold_bits(self, operation: Node) -> bool:
+        return may_hold_bits(self.module, operation)
+
+    def rewritten(self, recipe: Recipe) -> GraphModule:
+        """A module of its own, rewritten as a recipe says; it shares the parameters."""
+        return rewrite(training_module(self.program, self.batch_norm), recipe)
+
+    def exact_recipe(self, loss: str) -> Recipe:
+        """All trains, all is kept whole: memfit's own operations holding what torch's would, and no more."""
+        names = tuple(name for name, _ in self.module.named_parameters())
+        return Recipe(self.fingerprint, self.batch_norm, loss, {"name": "sgd"}, names, (), ())
+
+
+def capture(program: torch.export.ExportedProgram, batch_norm: BatchNormMode = "frozen") -> TrainingGraph:
+    """Read an exported program as a training graph.
+
+    Raises:
+        UnsupportedOperation: an operation changes state, draws numbers or leaves ATen in a way that cannot be planned.
+        BadModel: it has no parameter, or takes what is not a tensor.
+    """
+    try:
+        module = training_module(program, batch_norm)
+    except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+        raise BadModel(f"the program does not give a module that trains: {error}. Export it with torch.export.export and torch {torch.__version__}.") from error
+    operations = tuple(node for node in module.graph.nodes if node.op in ("call_function", "call_module"))
+    for node in module.graph.nodes:
+        _check(node, module)
+    if not any(True for _ in module.parameters()):
+        raise BadModel("the program has no parameter, so there is nothing to train. Export the model before freezing or folding its weights.")
+    return TrainingGraph(program, batch_norm, module, operations)
+
+
+def capture_module(model: nn.Module, args: tuple[Any, ...], batch_norm: BatchNormMode = "frozen") -> TrainingGraph:
+    """Export an `nn.Module`, with the first axis of every input dynamic where it allows that, and capture it."""
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} if isinstance(arg, Tensor) and arg.dim() else None for arg in args)
+    try:
+        program = torch.export.export(model, args, dynamic_shapes=dynamic)
+    except (torch._dynamo.exc.UserError, ValueError):  # a constant batch size somewhere inside: plan for just that one
+        program = torch.export.export(model, args)
+    return capture(program, batch_norm)
+
+
+def operation_counts(graph: TrainingGraph) -> dict[str, int]:
+    """How often each operation occurs, most often first."""
+    return dict(Counter(target_name(node, graph.module) for node in graph.operations).most_common())
+
+
+def target_name(node: Node, module: GraphModule) -> str:
+    """Name of what an operation does, for people."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))).__name__
+    return str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", str(node.target))
+
+
+def source_of(node: Node) -> str | None:
+    """File and line of the model's own code that made an operation, if the export kept it."""
+    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
+    own = [line for line in lines if "/torch/" not in line]
+    if not own:
+        return None
+    file, line, *_ = own[-1].removeprefix("File ").split(", ")
+    return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}"
+
+
+class NamedRun(Interpreter):
+    """Runs a graph operation by operation, each in a named range, and shows its arguments and result to `observe`."""
+
+    def __init__(self, module: GraphModule, observe: Callable[[Node, tuple[Any, ...], Any], None] | None = None) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.observe = observe
+
+    def run_node(self, n: Node) -> Any:
+        if n.op not in ("call_function", "call_module"):
+            return super().run_node(n)
+        held_for = n.name.startswith("memfit_held_")
+        with compress_range(next(iter(n.users)).name) if held_for else forward_range(n.name):
+            result = super().run_node(n)
+        if self.observe is not None:
+            self.observe(n, self.fetch_args_kwargs_from_env(n)[0], result)
+        return result
+
+
+def _model_input(node: Node) -> ModelInput:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        raise BadModel(f"input {node.name!r} is no tensor. Export the model with tensors as its only inputs.", input=node.name)
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return ModelInput(node.name, shape, str(value.dtype).removeprefix("torch."))
+
+
+def _check(node: Node, module: GraphModule) -> None:
+    if node.op == "placeholder":
+        _model_input(node)
+    if node.op != "call_function":
+        return
+    target = node.target
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        raise _unsupported(node, "runs a graph inside the graph", "Write the model without torch.cond, map, scan or checkpoint wrappers before exporting.")
+    if not isinstance(target, torch._ops.OpOverload):
+        if getattr(target, "__module__", "").split(".")[0] not in NAMESPACES:
+            raise _unsupported(node, "is not an ATen operation", "Export the model with torch.export.export, without custom functions.")
+        return
+    if target.namespace not in NAMESPACES:
+        raise _unsupported(node, "is a custom operation", "Replace it by torch operations: how its backward holds memory is not known.")
+    name = target._schema.name.split("::")[1]
+    if name in RANDOM_OR_STATEFUL:
+        raise _unsupported(node, "has its training behaviour fixed at export", "Replace it by torch operations without that state.")
+    written = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    changed = node.args[0] if written and node.args else None
+    if isinstance(changed, Node) and changed.op in ("get_attr", "placeholder"):
+        raise _unsupported(node, f"changes {changed.target!r}, which outlives the step", "Keep such state outside the model, or compute it anew.")
+
+
+def _unsupported(node: Node, reason: str, remedy: str) -> UnsupportedOperation:
+    return UnsupportedOperation(node.name, str(node.target), reason, remedy, source_of(node))

@@ -1,0 +1,177 @@
+"""Gradient energy, and what each form loses of it, on real batches.
+
+A form's loss is measured: the weight gradient is worked out from the restored activation and the exact output gradient, and
+compared with the exact one. No other gradient is touched by a form, so losses of different forms add up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from memfit.forms import Held
+from memfit.losses import loss_of
+from memfit.operators import conv, linear, norm
+from memfit.tucker import Decompose, decompose_mode
+from planner.capture import NamedRun, TrainingGraph
+from planner.errors import BadSample
+from planner.record import forward_range
+from planner.sample import Batch
+from planner.spectra import Spectra
+from planner.structure import LOSS
+from planner.techniques import Candidate
+
+
+@dataclass(slots=True)
+class Measured:
+    """One candidate's lost energy, for each weight that would train from it (sum over batches), and its seconds a step."""
+
+    candidate: Candidate
+    lost_energy: dict[str, float]
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Energies:
+    """Sums over batches.
+
+    Attributes:
+        gradient: ‖g‖² of every parameter.
+        candidates: for each value that may be held in a form.
+    """
+
+    gradient: dict[str, float]
+    candidates: dict[str, list[Measured]]
+    batches: int = 0
+
+
+def holders_of_values(graph: TrainingGraph) -> dict[str, list[str]]:
+    """For each operation's output that may be held in a form: the operations that would train from it, in order."""
+    holders: dict[str, list[str]] = {}
+    for node in graph.operations:
+        value = node.args[0] if node.args else None
+        if graph.weight_of(node) is not None and isinstance(value, Node) and value.op in ("call_function", "call_module"):
+            holders.setdefault(value.name, []).append(node.name)
+    return holders
+
+
+def without_dropout(module: GraphModule) -> GraphModule:
+    """Switch the module's dropout off and leave all else in training."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.dropout._DropoutNd) or type(child).__name__ == "Attention":
+            child.eval()
+    return module
+
+
+def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell: Callable[[float], None]) -> dict[str, Spectra]:
+    """Mean spectra of every value that may be held in a form."""
+    spectra: dict[str, Spectra] = {}
+    first_holder = {holders[0]: value for value, holders in holders_of_values(graph).items()}
+    done, total = 0, max(1, len(first_holder) * len(batches))
+
+    def observe(node: Node, args: tuple[Any, ...], result: Any) -> None:
+        nonlocal done
+        if node.name in first_holder and isinstance(args[0], Tensor) and args[0].dim() >= 2:
+            x = args[0]
+            spectra.setdefault(first_holder[node.name], Spectra.of_shape(tuple(x.shape), x.element_size())).add(x)
+            done += 1
+            tell(done / total)
+
+    run = NamedRun(without_dropout(graph.rewritten(graph.exact_recipe(loss))), observe)
+    with torch.no_grad():
+        for batch in batches:
+            run.run(*batch.inputs)
+    return spectra
+
+
+def measure_energies(
+    graph: TrainingGraph, batches: list[Batch], loss: str, candidates: dict[str, list[Candidate]], tell: Callable[[float], None]
+) -> Energies:
+    """Run exact steps and measure, in their backward, what every candidate would lose.
+
+    Raises:
+        BadSample: the loss or a gradient is not finite.
+    """
+    energies = Energies({}, {value: [Measured(c, {}) for c in each] for value, each in candidates.items()})
+    holders = {name: value for value, each in holders_of_values(graph).items() if value in candidates for name in each}
+    done, total = 0, max(1, len(holders) * len(batches))
+    first = {each[0] for each in holders_of_values(graph).values()}
+    held: dict[str, list[Held]] = {}
+    module = without_dropout(graph.rewritten(graph.exact_recipe(loss)))
+
+    def observe(node: Node, args: tuple[Any, ...], result: Any) -> None:
+        if node.name not in holders or not isinstance(result, Tensor) or not result.requires_grad:
+            return
+        x, weight = args[0].detach(), str(node.args[1].target)  # type: ignore[union-attr]
+        value = holders[node.name]
+
+        def compare(grad: Tensor) -> None:
+            nonlocal done
+            with torch.no_grad():
+                _compare(energies.candidates[value], held.setdefault(value, []), weight, x, _weight_gradient(node, args, grad))
+            if node.name in first:
+                del held[value]
+            done += 1
+            tell(done / total)
+
+        result.register_hook(compare)
+
+    run = NamedRun(module, observe)
+    for batch in batches:
+        outputs = run.run(*batch.inputs)
+        with forward_range(LOSS):
+            value = loss_of(loss, outputs, batch.targets)
+        if not bool(torch.isfinite(value)):
+            raise BadSample(f"the loss of the sample is {float(value)}: no gradient can come from it. Check the inputs' scale and the targets.")
+        value.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                energy = float(parameter.grad.double().square().sum())
+                energies.gradient[name] = energies.gradient.get(name, 0.0) + energy
+                parameter.grad = None
+        energies.batches += 1
+    if not all(torch.isfinite(torch.tensor(list(energies.gradient.values())))):
+        raise BadSample("a gradient of the sample is not finite. Check the inputs' scale and the model's weights.")
+    return energies
+
+
+def _compare(
+    measured: list[Measured], held: list[Held], weight: str, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
+) -> None:
+    exact = weight_gradient(x)
+    decompose = _remembering(x)
+    for number, each in enumerate(measured):
+        started = perf_counter()
+        if len(held) <= number:
+            held.append(each.candidate.form.compress(x, decompose))
+        restored = each.candidate.form.restore(held[number], x.shape, 0, x.shape[0])
+        each.seconds = perf_counter() - started
+        lost = float((exact - weight_gradient(restored)).double().square().sum())
+        each.lost_energy[weight] = each.lost_energy.get(weight, 0.0) + lost
+
+
+def _remembering(x: Tensor) -> Decompose:
+    """Decompose modes of `x` itself once for all candidates; those of their cores, which differ, each time."""
+    known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def decompose(y: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        if y.data_ptr() != x.data_ptr() or y.shape != x.shape:
+            return decompose_mode(y, start, stop)
+        if (start, stop) not in known:
+            known[start, stop] = decompose_mode(y, start, stop)
+        return known[start, stop]
+
+    return decompose
+
+
+def _weight_gradient(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of an operation's weight as a function of its input."""
+    if node.target is conv.convolution:
+        return lambda x: conv.weight_gradient(grad, x, args[1].shape, args[3])
+    if node.target is linear.linear:
+        return lambda x: linear.weight_gradient(grad, x)
+    return lambda x: norm.weight_gradient(grad, x, args[3], args[4], args[5])

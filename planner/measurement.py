@@ -1,0 +1,189 @@
+"""Measured steps in this process: `python -m planner.measurement` reads a task as JSON on stdin and writes what it measured.
+
+It is made fresh for one measurement, so that the process's own peak means something, and imports no more than a device would.
+Its answer is the last line of standard output.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.fx import GraphModule
+
+import memfit
+from memfit.losses import loss_of
+from memfit.training_step import TrainingStep, make_optimizer
+from planner.capture import NamedRun, capture
+from planner.fidelity import without_dropout
+from planner.plan import Measured
+from planner.profile import Live
+from planner.record import forward_range, record, update_range
+from planner.sample import Batch, batches_of
+from planner.structure import LOSS
+
+WARM_UP, TIMED = 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to measure.
+
+    Attributes:
+        measure: `plain` (the model as it was), `planned` (the checkpoint) or `fidelity` (the gradients of both).
+        optimizer: name and settings.
+        trainable: parameters that fidelity is measured over.
+    """
+
+    measure: str
+    model: str
+    checkpoint: str
+    sample: str
+    loss: str
+    batch_norm: str
+    batch_size: int
+    optimizer: dict[str, Any]
+    trainable: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was measured: a step with its footprint at every moment, or the fidelity."""
+
+    step: Measured | None
+    moments: tuple[Live, ...]
+    fidelity: float | None
+
+
+def main() -> None:
+    runtime_bytes = resident_bytes("VmRSS")
+    task = Task(**json.load(sys.stdin))
+    batches = _batches(task)
+    if task.measure == "fidelity":
+        answer = Answer(None, (), _fidelity(task, batches))
+    else:
+        answer = _measure(task, batches[0], runtime_bytes)
+    json.dump(asdict(answer), sys.stdout)
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (highest since the last reset) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"this system does not tell {field}")
+
+
+def forget_highest_resident_bytes() -> None:
+    """Let VmHWM begin anew, so that it tells of the steps and not of loading."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _batches(task: Task) -> list[Batch]:
+    graph = capture(torch.export.load(task.model), task.batch_norm)  # type: ignore[arg-type]
+    return batches_of(load_file(task.sample), graph.inputs, task.loss, task.batch_size)
+
+
+def _planned(task: Task) -> GraphModule:
+    return memfit.load(task.checkpoint)
+
+
+def _plain(task: Task) -> GraphModule:
+    return capture(torch.export.load(task.model), task.batch_norm).module  # type: ignore[arg-type]
+
+
+def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
+    if task.measure == "planned":
+        model = _planned(task)
+        planned = TrainingStep(model, lr=0.0)
+        optimizer = planned.optimizer
+
+        def step() -> None:
+            planned(batch.inputs, batch.targets)
+    else:
+        model = _plain(task)
+        optimizer = make_optimizer(list(model.parameters()), task.optimizer, lr=0.0)
+
+        def step() -> None:
+            loss_of(task.loss, model(*batch.inputs), batch.targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    forget_highest_resident_bytes()
+    seconds = _seconds(step)
+    process_peak_bytes = resident_bytes("VmHWM")
+    static_bytes = _static_bytes(model, optimizer, batch)
+    peak_bytes = static_bytes + record(step).peak_bytes
+    moments = record(_named_step(model, optimizer, task.loss, batch)).peaks
+    return Answer(
+        Measured(peak_bytes, process_peak_bytes, runtime_bytes, seconds),
+        tuple(Live(moment, static_bytes + live) for moment, live in moments.items()),
+        None,
+    )
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    for _ in range(WARM_UP):
+        step()
+    seconds = []
+    for _ in range(TIMED):
+        started = perf_counter()
+        step()
+        seconds.append(perf_counter() - started)
+    return median(seconds)
+
+
+def _static_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> int:
+    state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *state)}
+    return sum(storages.values()) + batch.bytes
+
+
+def _named_step(model: GraphModule, optimizer: torch.optim.Optimizer, loss: str, batch: Batch) -> Callable[[], None]:
+    run = NamedRun(model)
+
+    def forward() -> torch.Tensor:
+        outputs = run.run(*batch.inputs)
+        with forward_range(LOSS):
+            return loss_of(loss, outputs, batch.targets)
+
+    def step() -> None:
+        forward().backward()  # type: ignore[no-untyped-call]
+        with update_range():
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _fidelity(task: Task, batches: list[Batch]) -> float:
+    """1 − Σ‖g − ĝ‖² / Σ‖g‖² over the parameters the plain model trains, dropout off. A frozen parameter's ĝ is 0."""
+    plain, planned = without_dropout(_plain(task)), without_dropout(_planned(task))
+    wanted = set(task.trainable)
+    lost = total = 0.0
+    for batch in batches:
+        exact, ours = (_gradients(model, task.loss, batch) for model in (plain, planned))
+        for name, gradient in exact.items():
+            if name in wanted:
+                difference = gradient - ours[name] if name in ours else gradient
+                lost += float(difference.double().square().sum())
+                total += float(gradient.double().square().sum())
+    return 1.0 - lost / total if total else 1.0
+
+
+def _gradients(model: GraphModule, loss: str, batch: Batch) -> dict[str, torch.Tensor]:
+    loss_of(loss, model(*batch.inputs), batch.targets).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+if __name__ == "__main__":
+    main()

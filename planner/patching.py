@@ -1,0 +1,22 @@
+"""From a plan to what a device needs of it."""
+
+from dataclasses import asdict
+
+from memfit.recipe import HeldForm, Recipe
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.techniques import KEEP, MASK, NOT_NEEDED
+
+
+def recipe_of(profile: Profile, plan: Plan) -> Recipe:
+    """The recipe that makes a program train as planned."""
+    held = [choice for choice in plan.activations if choice.technique not in (KEEP, NOT_NEEDED)]
+    return Recipe(
+        graph=profile.graph,
+        batch_norm=profile.batch_norm,
+        loss=profile.loss,
+        optimizer=asdict(plan.optimizer),
+        trained=tuple(parameter.name for parameter in plan.parameters if parameter.trained),
+        masks=tuple(choice.value for choice in held if choice.technique == MASK),
+        forms=tuple(HeldForm(choice.value, choice.holders, choice.technique, dict(choice.settings)) for choice in held if choice.technique != MASK),
+    )

@@ -1,0 +1,89 @@
+"""The allocator's own record of a training step: bytes live at every moment, workspace included.
+
+`torch.profiler` reports each allocation and release of the CPU allocator in order. Forward moments are named ranges around
+operations; a backward event belongs to the operation whose forward made its sequence number.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from planner.profile import Moment
+
+FORWARD = "memfit.forward:"
+COMPRESS = "memfit.compress:"
+UPDATE = "memfit.update"
+
+
+@dataclass(slots=True)
+class Recording:
+    """Bytes allocated above those that were live when recording began.
+
+    Attributes:
+        peak_bytes: the highest sum at any time.
+        peaks: the highest sum in each moment, in order of first appearance.
+        ends: the sum at the end of each moment.
+    """
+
+    peak_bytes: int = 0
+    peaks: dict[Moment, int] = field(default_factory=dict)
+    ends: dict[Moment, int] = field(default_factory=dict)
+
+
+def forward_range(operation: str) -> record_function:
+    """A context in which an operation's forward runs, so that its moment is known by name."""
+    return record_function(FORWARD + operation)
+
+
+def compress_range(operation: str) -> record_function:
+    """A context in which the form of an operation's input is made."""
+    return record_function(COMPRESS + operation)
+
+
+def update_range() -> record_function:
+    """A context for the optimizer's step."""
+    return record_function(UPDATE)
+
+
+def record(step: Callable[[], object]) -> Recording:
+    """Run `step` under the allocator's record."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    kineto = profiler.profiler
+    assert kineto is not None
+    recording, made_by, live, moment = Recording(), dict[int, str](), 0, None
+    for event in _in_order(kineto.kineto_results.experimental_event_tree(), made_by):
+        if isinstance(event, Moment):
+            moment = event
+        else:
+            live += event
+            recording.peak_bytes = max(recording.peak_bytes, live)
+        if moment is not None:
+            recording.peaks[moment] = max(recording.peaks.get(moment, live), live)
+            recording.ends[moment] = live
+    return recording
+
+
+def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = None) -> Iterator[Moment | int]:
+    """Moments as they begin, and bytes as they are allocated (positive) and released, in order of time."""
+    for event in sorted(events, key=lambda event: event.start_time_ns):
+        kind, inside = event.tag.name, forward
+        if kind == "Allocation":
+            yield int(event.extra_fields.alloc_size)
+        elif kind == "TorchOp":
+            number = event.extra_fields.sequence_number
+            if event.name.startswith(FORWARD):
+                inside = event.name.removeprefix(FORWARD)
+                yield Moment("forward", inside)
+            elif event.name.startswith(COMPRESS):
+                yield Moment("compress", event.name.removeprefix(COMPRESS))
+            elif event.name == UPDATE:
+                yield Moment("update", "optimizer")
+            elif forward is not None and number >= 0:
+                # An operation shows the number that the next node will get, so the last to show one made that node.
+                made_by[number] = forward
+            elif event.name.startswith("autograd::engine::evaluate_function") and number in made_by:
+                yield Moment("backward", made_by[number])
+        yield from _in_order(event.children, made_by, inside)

@@ -1,0 +1,60 @@
+"""Spectra: the squared singular values of a tensor's unfoldings, from which thresholds become ranks."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from memfit.tucker import decompose_mode
+
+LARGEST_GRAM = 2048  # rows of the longest unfolding decomposed; a longer one has no cheap factor anyway
+
+
+@dataclass(slots=True)
+class Spectra:
+    """Mean spectra of one value over batches, as shares of its energy.
+
+    Attributes:
+        of: for each run of modes (first, last + 1), shares of the energy, largest first; None where it was not measured.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int
+    of: dict[tuple[int, int], Tensor]
+    batches: int = 0
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...], itemsize: int) -> "Spectra":
+        return cls(shape, itemsize, {run: torch.zeros(directions(shape, run), dtype=torch.float64) for run in matricisations(shape)})
+
+    def add(self, x: Tensor) -> None:
+        """Add a batch of the same shape."""
+        x = x.detach().contiguous()
+        self.batches += 1
+        for run, mean in self.of.items():
+            energies = decompose_mode(x, *run)[0].double()
+            total = energies.sum()
+            if total > 0:
+                mean.add_((energies / total - mean) / self.batches)
+
+    def modes(self) -> tuple[tuple[float, ...], ...]:
+        """The spectrum of every single mode; empty for a mode too long to be measured."""
+        return tuple(tuple(self.of[mode, mode + 1].tolist()) if (mode, mode + 1) in self.of else () for mode in range(len(self.shape)))
+
+
+def directions(shape: tuple[int, ...], run: tuple[int, int]) -> int:
+    """Most directions a matricisation can have: its shorter side."""
+    rows = prod(shape[slice(*run)])
+    return min(rows, prod(shape) // rows)
+
+
+def matricisations(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Runs of neighbouring modes that may form the rows: each single mode, and the batch with its next (the other modes' complement).
+
+    Rows longer than LARGEST_GRAM are left out.
+    """
+    runs = [(mode, mode + 1) for mode in range(len(shape))]
+    if len(shape) >= 4:  # batch and channel against space, by its shorter side
+        runs.append(min((0, 2), (2, len(shape)), key=lambda run: prod(shape[slice(*run)])))
+    return [run for run in runs if prod(shape[slice(*run)]) > 1 and directions(shape, run) <= LARGEST_GRAM]
