@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, vstack
+from scipy.sparse import coo_array, csr_array, hstack
 
 from planner.errors import InfeasibleBudget, NothingTrainable
 from planner.plan import ActivationChoice, Correction, Footprint, ParameterChoice, Plan
@@ -23,8 +23,8 @@ from planner.timeline import Choices, Timeline, exact_choices, gradient_flow, ti
 TIME_PRICE = 1e-6  # of the energy, for one plain step of extra time: breaks ties, never buys fidelity worth measuring
 GAP = 1e-3  # relative, of the energy lost
 TIME_LIMIT_SECONDS = 20.0
-MIB = float(2**20)  # rows in MiB keep the coefficients near 1
-MARGIN_BYTES = 64  # rows are floating point; plans are checked in whole bytes
+PARTS = 1000  # rows count in parts of the budget, so that HiGHS's tolerance of 1e-6 is far below a byte
+RETRIES = 3  # of a solution that is a few bytes over, for all that
 
 Values = NDArray[np.float64]
 
@@ -84,8 +84,8 @@ class _Program:
         self._rows.append(({self.timeline.parameter_at[name]: 1.0 for name in self.trainable}, 1.0))  # a plan trains something
         self.rows = _sparse(self._rows, self.columns)
         self.rows_least = np.array([least for _, least in self._rows])
-        self.bytes = csr_array(np.pad(self.timeline.gains.sum(0) / MIB, ((0, 0), (0, len(self.trainable)))))
-        self.constant = self.timeline.constant.sum(0) / MIB
+        self.bytes = np.pad(self.timeline.gains.sum(0), ((0, 0), (0, len(self.trainable)))).astype(np.float64)
+        self.constant = self.timeline.constant.sum(0)
         self.upper = self._upper()
         self.integral = np.zeros(self.columns, dtype=np.int64)
         self.integral[: self.timeline.gradients_at] = 1
@@ -173,38 +173,49 @@ class _Program:
         costs[self.base :] = 1.0
         for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at):
             costs[column] = TIME_PRICE * (1e-3 + self.profile.activations[a].forms[f].options[o].seconds / max(self.profile.plain_seconds, 1e-6))
-        room = (budget_bytes - MARGIN_BYTES) / MIB - self.constant
+        room = budget_bytes - self.constant
         if (room < 0).any():
             return None
-        tight = np.maximum(self.bytes.toarray(), 0) @ upper > room  # no choice overfills the other moments
-        result = milp(
-            costs,
-            integrality=self.integral,
-            bounds=Bounds(lower, upper),
-            constraints=[LinearConstraint(self.rows, self.rows_least, np.inf), LinearConstraint(self.bytes[tight], -np.inf, room[tight])],
-            options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT_SECONDS},
-        )
-        if result.x is None:
-            return None
-        return self.choices(result.x), max(0.0, min(1.0, float(result.mip_dual_bound or 0.0)))
+        unit = budget_bytes / PARTS
+        tight = np.maximum(self.bytes, 0) @ upper > room  # no choice overfills the other moments
+        for _ in range(RETRIES):
+            result = milp(
+                costs,
+                integrality=self.integral,
+                bounds=Bounds(lower, upper),
+                constraints=[
+                    LinearConstraint(self.rows, self.rows_least, np.inf),
+                    LinearConstraint(csr_array(self.bytes[tight] / unit), -np.inf, room[tight] / unit),
+                ],
+                options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT_SECONDS},
+            )
+            if result.x is None:
+                return None
+            choices = self.choices(result.x)
+            over = self.peak_bytes(choices) - budget_bytes
+            if over <= 0:
+                return choices, max(0.0, min(1.0, float(result.mip_dual_bound or 0.0)))
+            room = room - over
+        return None
 
     def least_peak(self) -> Choices:
         """The choices with the lowest peak: one more variable, which no moment exceeds."""
         width = self.columns + 1
+        unit = max(1.0, float(self.constant.max())) / PARTS
         costs = np.zeros(width)
         costs[-1] = 1.0
         costs[self.base : self.columns] = 1e-6  # of all the smallest plans, one that loses little
-        peak = np.full((self.bytes.shape[0], 1), -1.0)
-        rows = csr_array(np.hstack([self.bytes.toarray(), peak]))
+        rows = np.hstack([self.bytes / unit, np.full((self.bytes.shape[0], 1), -1.0)])
+        beside = csr_array((self.rows.shape[0], 1))
         result = milp(
             costs,
             integrality=np.append(self.integral, 0),
             bounds=Bounds(np.zeros(width), np.append(self.upper, np.inf)),
             constraints=[
-                LinearConstraint(csr_array(vstack([self.rows.T, csr_array((1, self.rows.shape[0]))]).T), self.rows_least, np.inf),
-                LinearConstraint(rows, -np.inf, -self.constant),
+                LinearConstraint(hstack([self.rows, beside], format="csr"), self.rows_least, np.inf),
+                LinearConstraint(csr_array(rows), -np.inf, -self.constant / unit),
             ],
-            options={"mip_rel_gap": 1e-6, "time_limit": TIME_LIMIT_SECONDS},
+            options={"mip_rel_gap": 1e-9, "time_limit": TIME_LIMIT_SECONDS},
         )
         assert result.x is not None, "training one parameter with everything kept whole satisfies every row"
         return self.choices(result.x)
@@ -304,7 +315,7 @@ def _infeasible(program: _Program, budget_bytes: int) -> InfeasibleBudget:
         "transient_bytes": peak.transient_bytes,
         "tensors": _live_tensors(program, peak),
     }
-    return InfeasibleBudget(budget_bytes, peak.total_bytes + 2 * MARGIN_BYTES, binding, _suggestions(program, budget_bytes))
+    return InfeasibleBudget(budget_bytes, peak.total_bytes, binding, _suggestions(program, budget_bytes))
 
 
 def _live_tensors(program: _Program, peak: Footprint) -> list[dict[str, object]]:

@@ -1,0 +1,66 @@
+"""Masks of one bit against torch's own rectifiers and dropout."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from memfit import bits
+from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
+from tests.memfit.test_operators import random, saved_bytes
+
+F = torch.nn.functional
+CASES: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+    (masked_relu, F.relu),
+    (lambda x: masked_hardtanh(x, 0.0, 6.0), F.relu6),
+    (lambda x: masked_hardtanh(x, -0.5, 0.7), lambda x: F.hardtanh(x, -0.5, 0.7)),
+    (lambda x: masked_leaky_relu(x, 0.1), lambda x: F.leaky_relu(x, 0.1)),
+    (lambda x: masked_relu(x * 1, in_place=True), F.relu),
+    (lambda x: masked_hardtanh(x * 1, 0.0, 6.0, in_place=True), F.relu6),
+    (lambda x: masked_leaky_relu(x * 1, 0.1, in_place=True), lambda x: F.leaky_relu(x, 0.1)),
+]
+
+
+@pytest.mark.parametrize(("ours", "truth"), CASES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5, 7), (2, 3, 4, 4)])
+def test_rectifiers(ours: Callable[[Tensor], Tensor], truth: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    x = (random(shape, 1) * 4).requires_grad_()
+    with torch.no_grad():
+        x.view(-1)[0] = 0.0  # the edge, where the gradient is torch's choice
+    upstream = random(shape, 2)
+    (our_grad,) = torch.autograd.grad(ours(x), x, upstream)
+    (true_grad,) = torch.autograd.grad(truth(x), x, upstream)
+    assert torch.equal(ours(x), truth(x))
+    torch.testing.assert_close(our_grad, true_grad, rtol=1e-12, atol=0)
+
+
+def test_a_rectifier_holds_one_bit_an_element() -> None:
+    x = random((3, 5, 7), 0).requires_grad_()
+    assert saved_bytes(masked_relu(x)) == bits.packed_bytes(105) == 14
+
+
+@given(elements=st.integers(1, 100), piece=st.sampled_from([8, 16, 1 << 20]), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_bits_survive_packing_in_pieces_of_any_size(elements: int, piece: int, seed: int) -> None:
+    x, grad = random((elements,), seed), random((elements,), seed + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits, "PIECE", piece)
+        packed = bits.pack_between(x, 0.0, float("inf"))
+        assert torch.equal(packed, bits.pack(x > 0))
+        scaled = bits.scale_by_bits(grad, packed, 2.0, 0.5)
+    torch.testing.assert_close(scaled, torch.where(x > 0, grad * 2, grad * 0.5))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.9, 1.0])
+def test_dropout_draws_what_torch_draws(probability: float) -> None:
+    x, upstream = random((13, 7), 0).requires_grad_(), random((13, 7), 1)
+    torch.manual_seed(5)
+    truth = F.dropout(x, probability)
+    torch.manual_seed(5)
+    ours = MaskedDropout(probability)(x)
+    torch.testing.assert_close(ours, truth)
+    torch.testing.assert_close(torch.autograd.grad(ours, x, upstream)[0], torch.autograd.grad(truth, x, upstream)[0])
+    assert torch.equal(MaskedDropout(probability).eval()(x), x)

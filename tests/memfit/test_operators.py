@@ -1,0 +1,166 @@
+"""Every operator against float64 autograd: output, input and bias gradients exact; the weight gradient that of the restored activation."""
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from memfit.forms import Form, Hosvd, Svd
+from memfit.operators.conv import convolution
+from memfit.operators.held import Hold, HeldTensor
+from memfit.operators.linear import linear
+from memfit.operators.norm import frozen_batch_norm
+
+F = torch.nn.functional
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CLOSE = 1e-10
+
+
+def relative_error(ours: Tensor, truth: Tensor) -> float:
+    return float(((ours - truth).norm() / truth.norm().clamp_min(1e-30)).detach())
+
+
+def random(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def forms(draw: st.DrawFn, shape: tuple[int, ...]) -> Form | None:
+    """A form for a tensor of this shape, with ranks up to beyond what it allows; None keeps it whole."""
+    threshold = draw(st.sampled_from([0.3, 0.9, 1.0]))
+    kind = draw(st.sampled_from(["whole", "svd", "hosvd"]))
+    if kind == "whole":
+        return None
+    if kind == "hosvd":
+        return Hosvd(tuple(draw(st.integers(1, size + 1)) for size in shape), threshold)
+    first = draw(st.integers(0, len(shape) - 1))
+    return Svd((first, draw(st.integers(first + 1, len(shape)))), draw(st.integers(1, 9)), threshold)
+
+
+def restored(form: Form | None, x: Tensor) -> Tensor:
+    return x if form is None else form.restore(form.compress(x), x.shape, 0, x.shape[0])
+
+
+def hold(form: Form | None, x: Tensor) -> HeldTensor | None:
+    return None if form is None else Hold(form)(x)
+
+
+def gradients(output: Tensor, wanted: list[Tensor | None], seed: int) -> list[Tensor]:
+    return list(torch.autograd.grad(output, [w for w in wanted if w is not None], random(tuple(output.shape), seed)))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    axes = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    each = st.integers(1, 3)
+    kernel = tuple(draw(each) for _ in range(axes))
+    dilation = [draw(each) for _ in range(axes)]
+    padding = [draw(st.integers(0, 3)) for _ in range(axes)]
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    spatial = tuple(draw(st.integers(size, size + 4)) for size in least)
+    channels = groups * draw(st.integers(1, 2))
+    shape = (draw(st.integers(1, 4)), channels, *spatial)
+    return {
+        "x": shape,
+        "weight": (groups * draw(st.integers(1, 2)), channels // groups, *kernel),
+        "arguments": ([draw(each) for _ in range(axes)], padding, dilation, groups),
+        "bias": draw(st.booleans()),
+        "form": draw(forms(shape)),
+        "seed": draw(st.integers(0, 9)),
+    }
+
+
+@given(case=convolutions())
+@settings(deadline=None, max_examples=200)
+def test_convolution(case: dict[str, Any]) -> None:
+    stride, padding, dilation, groups = case["arguments"]
+    seed, form = case["seed"], case["form"]
+    x, weight = random(case["x"], seed).requires_grad_(), random(case["weight"], seed + 1).requires_grad_()
+    bias = random(case["weight"][:1], seed + 2).requires_grad_() if case["bias"] else None
+    dense = CONVOLUTIONS[len(stride)]
+
+    ours = convolution(x, weight, bias, case["arguments"], hold(form, x))
+    truth = dense(x, weight, bias, stride, padding, dilation, groups)
+    of_restored = dense(restored(form, x.detach()), weight, None, stride, padding, dilation, groups)
+
+    assert relative_error(ours, truth) <= CLOSE
+    our_x, our_weight, *our_bias = gradients(ours, [x, weight, bias], seed)
+    x_grad, _, *bias_grad = gradients(truth, [x, weight, bias], seed)
+    (weight_grad,) = gradients(of_restored, [weight], seed)
+    assert relative_error(our_x, x_grad) <= CLOSE
+    assert relative_error(our_weight, weight_grad) <= CLOSE
+    assert all(relative_error(a, b) <= CLOSE for a, b in zip(our_bias, bias_grad, strict=True))
+
+
+@given(data=st.data(), between=st.lists(st.integers(1, 3), max_size=3), bias=st.booleans(), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=100)
+def test_linear_on_two_to_five_axes(data: st.DataObject, between: list[int], bias: bool, seed: int) -> None:
+    shape = (data.draw(st.integers(1, 5)), *between, data.draw(st.integers(1, 6)))
+    form = data.draw(forms(shape))
+    x, weight = random(shape, seed).requires_grad_(), random((data.draw(st.integers(1, 4)), shape[-1]), seed + 1).requires_grad_()
+    bias_O = random(tuple(weight.shape[:1]), seed + 2).requires_grad_() if bias else None
+
+    ours = linear(x, weight, bias_O, hold(form, x))
+    truth = F.linear(x, weight, bias_O)
+
+    assert relative_error(ours, truth) <= CLOSE
+    our_x, our_weight, *our_bias = gradients(ours, [x, weight, bias_O], seed)
+    x_grad, _, *bias_grad = gradients(truth, [x, weight, bias_O], seed)
+    (weight_grad,) = gradients(F.linear(restored(form, x.detach()), weight), [weight], seed)
+    assert relative_error(our_x, x_grad) <= CLOSE
+    assert relative_error(our_weight, weight_grad) <= CLOSE
+    assert all(relative_error(a, b) <= CLOSE for a, b in zip(our_bias, bias_grad, strict=True))
+
+
+@given(data=st.data(), spatial=st.lists(st.integers(1, 4), max_size=3), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=100)
+def test_frozen_batch_norm(data: st.DataObject, spatial: list[int], seed: int) -> None:
+    shape = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5)), *spatial)
+    form = data.draw(forms(shape))
+    x = random(shape, seed).requires_grad_()
+    weight, bias, mean = (random(shape[1:2], seed + n) for n in (1, 2, 3))
+    weight.requires_grad_()
+    bias.requires_grad_()
+    variance = random(shape[1:2], seed + 4).square() + 0.1
+
+    ours = frozen_batch_norm(x, weight, bias, mean, variance, 1e-5, hold(form, x))
+    truth = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, 1e-5)
+    of_restored = F.batch_norm(restored(form, x.detach()), mean, variance, weight, bias, False, 0.0, 1e-5)
+
+    assert relative_error(ours, truth) <= CLOSE
+    our_x, our_weight, our_bias = gradients(ours, [x, weight, bias], seed)
+    x_grad, _, bias_grad = gradients(truth, [x, weight, bias], seed)
+    (weight_grad,) = gradients(of_restored, [weight], seed)
+    assert relative_error(our_x, x_grad) <= CLOSE
+    assert relative_error(our_weight, weight_grad) <= CLOSE
+    assert relative_error(our_bias, bias_grad) <= CLOSE
+
+
+def saved_bytes(output: Tensor) -> int:
+    """Bytes of the tensors that the operation which made `output` holds for its backward."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in output.grad_fn.saved_tensors if t is not None}
+    return sum(storages.values())
+
+
+def test_a_frozen_weight_needs_no_input_and_its_bias_still_trains() -> None:
+    x, weight, bias = random((2, 3, 5, 5), 0).requires_grad_(), random((4, 3, 3, 3), 1), random((4,), 2).requires_grad_()
+    ours = convolution(x, weight, bias, ([1, 1], [1, 1], [1, 1], 1))
+    truth = F.conv2d(x, weight, bias, padding=1)
+    assert saved_bytes(ours) == weight.nbytes
+    for a, b in zip(gradients(ours, [x, bias], 3), gradients(truth, [x, bias], 3), strict=True):
+        assert relative_error(a, b) <= CLOSE
+
+
+def test_the_first_layer_holds_only_its_form() -> None:
+    x, weight = random((4, 3, 6, 6), 0), random((4, 3, 3, 3), 1).requires_grad_()
+    form = Hosvd((4, 1, 2, 2), 1.0)
+    ours = convolution(x, weight, None, ([1, 1], [1, 1], [1, 1], 1), hold(form, x))
+    assert saved_bytes(ours) == form.held_bytes(tuple(x.shape), 8)
+
+
+def test_without_gradients_no_form_is_made() -> None:
+    with torch.no_grad():
+        assert Hold(Hosvd((1, 1, 1, 1), 1.0))(random((2, 2, 2, 2), 0)) is None

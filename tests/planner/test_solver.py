@@ -1,0 +1,90 @@
+"""The choice against enumeration of every plan, and the timeline against a plain walk through the step."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.errors import InfeasibleBudget, NothingTrainable
+from planner.plan import Correction
+from planner.profile import Moment, Profile
+from planner.request import Budget, Optimizer, PlanRequest
+from planner.solver import solve
+from planner.timeline import exact_choices, timeline
+from tests.planner.profiles import small_profiles
+from tests.reference.footprint import every_plan, footprint, lost_share
+
+optimizers = st.sampled_from([Optimizer(), Optimizer("sgd", 0.9), Optimizer("adam")])
+
+
+def request(budget_bytes: int, optimizer: Optimizer, **rest: object) -> PlanRequest:
+    return PlanRequest(Budget(amount_bytes=budget_bytes), optimizer, **rest)  # type: ignore[arg-type]
+
+
+@given(profile=small_profiles(), optimizer=optimizers, data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_the_timeline_is_a_walk_through_the_step(profile: Profile, optimizer: Optimizer, data: st.DataObject) -> None:
+    plans = list(every_plan(profile, [p.name for p in profile.parameters]))
+    choices = data.draw(st.sampled_from(plans))
+    predicted = {f.moment: f.total_bytes for f in timeline(profile, optimizer).predict(choices)}
+    assert predicted == footprint(profile, choices, optimizer)
+
+
+@given(profile=small_profiles(), optimizer=optimizers, budget_bytes=st.integers(1, 60))
+@settings(deadline=None, max_examples=500)
+def test_the_plan_is_the_best_that_fits(profile: Profile, optimizer: Optimizer, budget_bytes: int) -> None:
+    trainable = [p.name for p in profile.parameters]
+    plans = list(every_plan(profile, trainable))
+    peaks = [max(footprint(profile, choices, optimizer).values()) for choices in plans]
+    fitting = [lost_share(profile, trainable, choices) for choices, peak in zip(plans, peaks, strict=True) if peak <= budget_bytes]
+    if not fitting:
+        with pytest.raises(InfeasibleBudget) as caught:
+            solve(profile, request(budget_bytes, optimizer))
+        assert caught.value.least_budget_bytes == min(peaks)
+        return
+    plan = solve(profile, request(budget_bytes, optimizer))
+    assert plan.predicted_peak_bytes <= budget_bytes
+    assert plan.fidelity == pytest.approx(1 - min(fitting), abs=2e-3)
+    assert plan.bound >= 1 - min(fitting) - 1e-6
+    if min(fitting) == 0:
+        assert plan.fidelity == pytest.approx(1.0, abs=1e-9)
+
+
+@given(profile=small_profiles(), optimizer=optimizers)
+@settings(deadline=None, max_examples=50)
+def test_what_is_called_least_is_planned(profile: Profile, optimizer: Optimizer) -> None:
+    with pytest.raises(InfeasibleBudget) as caught:
+        solve(profile, request(1, optimizer))
+    plan = solve(profile, request(caught.value.least_budget_bytes, optimizer))
+    assert plan.predicted_peak_bytes == caught.value.least_budget_bytes
+
+
+@given(profile=small_profiles(), budgets=st.tuples(st.integers(1, 60), st.integers(1, 60)))
+@settings(deadline=None, max_examples=50)
+def test_more_budget_never_harms(profile: Profile, budgets: tuple[int, int]) -> None:
+    fidelities = []
+    for budget_bytes in sorted(budgets):
+        try:
+            fidelities.append(solve(profile, request(budget_bytes, Optimizer())).fidelity)
+        except InfeasibleBudget:
+            fidelities.append(0.0)
+    assert fidelities[0] <= fidelities[1] + 2e-3
+
+
+@given(profile=small_profiles(), extra=st.integers(1, 20))
+@settings(deadline=None, max_examples=50)
+def test_a_correction_leaves_that_much_room(profile: Profile, extra: int) -> None:
+    exact = exact_choices(profile, frozenset(p.name for p in profile.parameters))
+    moment = Moment("forward", profile.operations[-1].name)
+    before, after = (timeline(profile, Optimizer(), c).predict(exact) for c in ((), (Correction(moment, extra),)))
+    for was, is_now in zip(before, after, strict=True):
+        assert is_now.total_bytes - was.total_bytes == (extra if was.moment == moment else 0)
+
+
+@given(profile=small_profiles())
+@settings(deadline=None, max_examples=30)
+def test_what_the_request_forbids_is_not_done(profile: Profile) -> None:
+    with pytest.raises(NothingTrainable):
+        solve(profile, request(1000, Optimizer(), trainable=("no_such_layer",)))
+    plan = solve(profile, request(1000, Optimizer(), trainable=("w0",), techniques=("keep",)))
+    assert {p.name for p in plan.parameters if p.trained} == {"w0"}
+    assert {choice.technique for choice in plan.activations} <= {"keep", "not needed"}
