@@ -83,7 +83,11 @@ DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
     aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
 }
 
-PADDED_CONVOLUTIONS = {aten.conv1d.padding: aten.conv1d.default, aten.conv2d.padding: aten.conv2d.default, aten.conv3d.padding: aten.conv3d.default}
+PADDED_CONVOLUTIONS: dict[Any, Any] = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
 
 
 def per_axis(values: list[int] | int, axes: int) -> list[int]:

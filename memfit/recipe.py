@@ -53,7 +53,9 @@ class Recipe:
             values = json.loads(text)
             version = values.pop("version")
             if version != RECIPE_VERSION:
-                raise ValueError(f"the checkpoint's plan has version {version}, this memfit reads {RECIPE_VERSION}: install the memfit that made it")
+                raise ValueError(
+                    f"the checkpoint's plan has version {version}, this memfit reads {RECIPE_VERSION}: install the memfit that made it"
+                )
             forms = tuple(HeldForm(**{**form, "holders": tuple(form["holders"])}) for form in values.pop("forms"))
             return cls(forms=forms, trained=tuple(values.pop("trained")), masks=tuple(values.pop("masks")), **values)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:

@@ -26,7 +26,7 @@ CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.defa
 RELUS = {aten.relu.default: False, aten.relu_.default: True}
 HARDTANHS = {aten.hardtanh.default: False, aten.hardtanh_.default: True, aten.relu6.default: False, aten.relu6_.default: True}
 LEAKY_RELUS = {aten.leaky_relu.default: False, aten.leaky_relu_.default: True}
-MASKABLE = {**RELUS, **HARDTANHS, **LEAKY_RELUS}
+MASKABLE: dict[Any, bool] = {**RELUS, **HARDTANHS, **LEAKY_RELUS}
 
 
 def holds_its_input(module: GraphModule, node: Node) -> bool:
@@ -101,6 +101,7 @@ def _use_own(node: Node, held: Node | None) -> None:
 def _use_mask(module: GraphModule, node: Node) -> None:
     if node.op == "call_module":
         dropout = module.get_submodule(str(node.target))
+        assert isinstance(dropout, nn.Dropout)
         module.set_submodule(str(node.target), MaskedDropout(dropout.p))
         return
     values = arguments(node)

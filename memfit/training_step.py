@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from memfit.losses import loss_of
+from memfit.process_memory import return_freed_memory
 from memfit.recipe import Recipe
 
 
@@ -24,6 +25,8 @@ def make_optimizer(parameters: list[nn.Parameter], optimizer: dict[str, Any], lr
 class TrainingStep:
     """Runs training steps of a model from `memfit.load`.
 
+    Making one lets the process return freed memory (`memfit.return_freed_memory`), or its peak would not be the step's.
+
     Args:
         model: its plan names loss, optimizer and trained parameters.
         lr: learning rate.
@@ -36,6 +39,7 @@ class TrainingStep:
         recipe = getattr(model, "recipe", None)
         if not isinstance(recipe, Recipe):
             raise ValueError("TrainingStep needs a model from memfit.load: any other has no plan")
+        return_freed_memory()
         self.model = model
         self.loss = recipe.loss
         self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe.optimizer, lr)
@@ -48,7 +52,7 @@ class TrainingStep:
             targets: what the loss compares with; None if the model returns its own loss.
         """
         loss = self._loss(inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         value = loss.detach()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

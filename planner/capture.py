@@ -54,7 +54,9 @@ class TrainingGraph:
         if spec is None or spec.num_leaves == 0:
             return ()
         leaves = pytree.tree_leaves_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-        return tuple(".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path) or "0" for path, _ in leaves)
+        return tuple(
+            ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path) or "0" for path, _ in leaves
+        )
 
     def parameter_names(self, operation: Node) -> tuple[str, ...]:
         """Names of the parameters that an operation reads itself."""
@@ -91,12 +93,16 @@ def capture(program: torch.export.ExportedProgram, batch_norm: BatchNormMode = "
     try:
         module = training_module(program, batch_norm)
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
-        raise BadModel(f"the program does not give a module that trains: {error}. Export it with torch.export.export and torch {torch.__version__}.") from error
+        raise BadModel(
+            f"the program does not give a module that trains: {error}. Export it with torch.export.export and torch {torch.__version__}."
+        ) from error
     operations = tuple(node for node in module.graph.nodes if node.op in ("call_function", "call_module"))
     for node in module.graph.nodes:
         _check(node, module)
     if not any(True for _ in module.parameters()):
-        raise BadModel("the program has no parameter, so there is nothing to train. Export the model before freezing or folding its weights.")
+        raise BadModel(
+            "the program has no parameter, so there is nothing to train. Export the model before freezing or folding its weights."
+        )
     return TrainingGraph(program, batch_norm, module, operations)
 
 
@@ -165,7 +171,9 @@ def _check(node: Node, module: GraphModule) -> None:
         return
     target = node.target
     if isinstance(target, torch._ops.HigherOrderOperator):
-        raise _unsupported(node, "runs a graph inside the graph", "Write the model without torch.cond, map, scan or checkpoint wrappers before exporting.")
+        raise _unsupported(
+            node, "runs a graph inside the graph", "Write the model without torch.cond, map, scan or checkpoint wrappers before exporting."
+        )
     if not isinstance(target, torch._ops.OpOverload):
         if getattr(target, "__module__", "").split(".")[0] not in NAMESPACES:
             raise _unsupported(node, "is not an ATen operation", "Export the model with torch.export.export, without custom functions.")
@@ -178,7 +186,9 @@ def _check(node: Node, module: GraphModule) -> None:
     written = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     changed = node.args[0] if written and node.args else None
     if isinstance(changed, Node) and changed.op in ("get_attr", "placeholder"):
-        raise _unsupported(node, f"changes {changed.target!r}, which outlives the step", "Keep such state outside the model, or compute it anew.")
+        raise _unsupported(
+            node, f"changes {changed.target!r}, which outlives the step", "Keep such state outside the model, or compute it anew."
+        )
 
 
 def _unsupported(node: Node, reason: str, remedy: str) -> UnsupportedOperation:

@@ -40,7 +40,7 @@ class BadBudget(BadRequest):
 
     def __init__(self, budget: object, reason: str) -> None:
         super().__init__(
-            f"budget {budget!r} {reason}. Give bytes (67108864), bytes with a unit (\"64 MiB\", \"1.5 GB\"; MiB = 1024² "
+            f'budget {budget!r} {reason}. Give bytes (67108864), bytes with a unit ("64 MiB", "1.5 GB"; MiB = 1024² '
             'bytes, MB = 1000² bytes), or a share of the plain step\'s peak ("40%").',
             budget=str(budget),
         )
@@ -105,7 +105,9 @@ class InfeasibleBudget(PlannerError):
 
     kind, title = "infeasible-budget", "No plan fits the budget"
 
-    def __init__(self, budget_bytes: int, least_budget_bytes: int, binding: Mapping[str, object], suggestions: tuple[Mapping[str, object], ...]) -> None:
+    def __init__(
+        self, budget_bytes: int, least_budget_bytes: int, binding: Mapping[str, object], suggestions: tuple[Mapping[str, object], ...]
+    ) -> None:
         self.budget_bytes, self.least_budget_bytes = budget_bytes, least_budget_bytes
         self.binding, self.suggestions = binding, suggestions
         super().__init__(
@@ -125,7 +127,8 @@ class UnverifiedPlan(PlannerError):
 
     def __init__(self, budget_bytes: int, measured_peak_bytes: int, attempts: int) -> None:
         super().__init__(
-            f"after {attempts} plans the measured peak is still {measured_peak_bytes:,} bytes of {budget_bytes:,}. Raise the budget by a few per cent.",
+            f"after {attempts} plans the measured peak is still {measured_peak_bytes:,} bytes of {budget_bytes:,}. "
+            "Raise the budget by a few per cent.",
             budget_bytes=budget_bytes,
             measured_peak_bytes=measured_peak_bytes,
             attempts=attempts,

@@ -126,8 +126,10 @@ def measure_energies(
         with forward_range(LOSS):
             value = loss_of(loss, outputs, batch.targets)
         if not bool(torch.isfinite(value)):
-            raise BadSample(f"the loss of the sample is {float(value)}: no gradient can come from it. Check the inputs' scale and the targets.")
-        value.backward()  # type: ignore[no-untyped-call]
+            raise BadSample(
+                f"the loss of the sample is {float(value)}: no gradient can come from it. Check the inputs' scale and the targets."
+            )
+        value.backward()
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 energy = float(parameter.grad.double().square().sum())
@@ -139,9 +141,7 @@ def measure_energies(
     return energies
 
 
-def _compare(
-    measured: list[Measured], held: list[Held], weight: str, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
-) -> None:
+def _compare(measured: list[Measured], held: list[Held], weight: str, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]) -> None:
     exact = weight_gradient(x)
     decompose = _remembering(x)
     for number, each in enumerate(measured):

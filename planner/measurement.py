@@ -66,10 +66,7 @@ def main() -> None:
     runtime_bytes = resident_bytes("VmRSS")
     task = Task(**json.load(sys.stdin))
     batches = _batches(task)
-    if task.measure == "fidelity":
-        answer = Answer(None, (), _fidelity(task, batches))
-    else:
-        answer = _measure(task, batches[0], runtime_bytes)
+    answer = Answer(None, (), _fidelity(task, batches)) if task.measure == "fidelity" else _measure(task, batches[0], runtime_bytes)
     json.dump(asdict(answer), sys.stdout)
 
 
@@ -112,7 +109,7 @@ def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
         optimizer = make_optimizer(list(model.parameters()), task.optimizer, lr=0.0)
 
         def step() -> None:
-            loss_of(task.loss, model(*batch.inputs), batch.targets).backward()  # type: ignore[no-untyped-call]
+            loss_of(task.loss, model(*batch.inputs), batch.targets).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -155,7 +152,7 @@ def _named_step(model: GraphModule, optimizer: torch.optim.Optimizer, loss: str,
             return loss_of(loss, outputs, batch.targets)
 
     def step() -> None:
-        forward().backward()  # type: ignore[no-untyped-call]
+        forward().backward()
         with update_range():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -179,7 +176,7 @@ def _fidelity(task: Task, batches: list[Batch]) -> float:
 
 
 def _gradients(model: GraphModule, loss: str, batch: Batch) -> dict[str, torch.Tensor]:
-    loss_of(loss, model(*batch.inputs), batch.targets).backward()  # type: ignore[no-untyped-call]
+    loss_of(loss, model(*batch.inputs), batch.targets).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return gradients

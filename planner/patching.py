@@ -18,5 +18,7 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         optimizer=asdict(plan.optimizer),
         trained=tuple(parameter.name for parameter in plan.parameters if parameter.trained),
         masks=tuple(choice.value for choice in held if choice.technique == MASK),
-        forms=tuple(HeldForm(choice.value, choice.holders, choice.technique, dict(choice.settings)) for choice in held if choice.technique != MASK),
+        forms=tuple(
+            HeldForm(choice.value, choice.holders, choice.technique, dict(choice.settings)) for choice in held if choice.technique != MASK
+        ),
     )

@@ -8,7 +8,11 @@ from planner.request import Optimizer
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes live at one moment: parameters, buffers, gradients, optimizer state and batch; activations held; what the running operation needs."""
+    """Bytes live at one moment.
+
+    Static: parameters, buffers, gradients, optimizer state and batch. Saved: activations held. Transient: what the running
+    operation needs.
+    """
 
     moment: Moment
     static_bytes: int

@@ -41,14 +41,18 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         structure = observe_structure(graph, batches[0], loss)
     except (ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadSample(f"the model does not run on this sample: {reason}. Check shapes, types and index ranges of inputs and targets.") from error
+        raise BadSample(
+            f"the model does not run on this sample: {reason}. Check shapes, types and index ranges of inputs and targets."
+        ) from error
     progress(0.06, "the plain step")
     plain, seconds = measure_step(graph.module, batches[0], loss)
     progress(0.12, "the footprint of every operation")
     exact, _ = measure_step(graph.rewritten(graph.exact_recipe(loss)), batches[0], loss)
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.15 + 0.25 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
-    energies = measure_energies(graph, batches, loss, menu, lambda done: progress(0.4 + 0.6 * done, "gradients, and what each option loses"))
+    energies = measure_energies(
+        graph, batches, loss, menu, lambda done: progress(0.4 + 0.6 * done, "gradients, and what each option loses")
+    )
     known = _assemble(graph, structure, settings, batches[0], spectra, energies)
     return replace(
         known,
@@ -84,7 +88,7 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -
             return loss_of(loss, outputs, batch.targets)
 
     def step() -> None:
-        forward().backward()  # type: ignore[no-untyped-call]
+        forward().backward()
         with update_range():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -115,10 +119,17 @@ def _assemble(
             for name, p in module.named_parameters()
         ),
         operations=tuple(
-            Operation(*row, forward_bytes=0, backward_bytes=0, internal_bytes=internal, source=source)
-            for *row, internal, source in zip(
-                structure.names, structure.targets, structure.inputs, structure.parameters, structure.internal_bytes, structure.sources, strict=True
+            Operation(
+                name,
+                structure.targets[i],
+                structure.inputs[i],
+                structure.parameters[i],
+                0,
+                0,
+                structure.internal_bytes[i],
+                structure.sources[i],
             )
+            for i, name in enumerate(structure.names)
         ),
         activations=activations,
         storages=tuple((s.bytes, s.born, s.last_use) for s in structure.storages if s.producer >= 0),
@@ -138,16 +149,31 @@ def _activations(graph: TrainingGraph, structure: Structure, spectra: dict[str, 
         holders = [_holder(graph, nodes.get(structure.names[i]), i) for i in sorted(storage.holders)]
         forms = []
         for value in dict.fromkeys(values[structure.names[h.operation]] for h in holders if structure.names[h.operation] in values):
-            served = tuple(n for n, h in enumerate(holders) if values.get(structure.names[h.operation]) == value and h.needed_for == "weight")
+            served = tuple(
+                n for n, h in enumerate(holders) if values.get(structure.names[h.operation]) == value and h.needed_for == "weight"
+            )
             if served and value in energies.candidates and structure.storage_of[value] == at:
                 forms.append(Form(value, served, _options(value, energies), spectra[value].modes()))
         for n, holder in enumerate(holders):
             node = nodes.get(structure.names[holder.operation])
-            if node is not None and node.op == "call_function" and graph.may_hold_bits(node) and structure.storage_of.get(bits_held(node)) == at:
+            if (
+                node is not None
+                and node.op == "call_function"
+                and graph.may_hold_bits(node)
+                and structure.storage_of.get(bits_held(node)) == at
+            ):
                 forms.append(Form(node.name, (n,), (_mask(prod(storage.shape)),)))
         activations.append(
             Activation(
-                storage.name, storage.producer, storage.shape, storage.dtype, storage.bytes, storage.born, storage.last_use, tuple(holders), tuple(forms)
+                storage.name,
+                storage.producer,
+                storage.shape,
+                storage.dtype,
+                storage.bytes,
+                storage.born,
+                storage.last_use,
+                tuple(holders),
+                tuple(forms),
             )
         )
     # What an operation keeps of its own making and could hold in bits: dropout's choices, the input a rectifier overwrites.
@@ -182,7 +208,7 @@ def _options(value: str, energies: Energies) -> tuple[Option, ...]:
         if total < best:
             best = total
             form, c = each.candidate.form, each.candidate
-            settings: dict[str, Setting] = {field.name: getattr(form, field.name) for field in fields(form)}
+            settings: dict[str, Setting] = {field.name: getattr(form, field.name) for field in fields(form)}  # type: ignore[arg-type]
             options.append(Option(form.technique, settings, c.held_bytes, c.compress_bytes, c.restore_bytes, lost, each.seconds))
     return tuple(options)
 

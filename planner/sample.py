@@ -46,7 +46,10 @@ def batches_of(sample: Mapping[str, Tensor], inputs: tuple[ModelInput, ...], los
     tensors = [_input(sample, index, spec) for index, spec in enumerate(inputs)]
     targets = sample.get(TARGETS)
     if targets is None and not loss.startswith("output:"):
-        raise BadSample(f"the sample has no tensor {TARGETS!r}, which loss {loss!r} compares the output with. Add it to the sample file.", missing=TARGETS)
+        raise BadSample(
+            f"the sample has no tensor {TARGETS!r}, which loss {loss!r} compares the output with. Add it to the sample file.",
+            missing=TARGETS,
+        )
     known = {TARGETS, *(name for index, spec in enumerate(inputs) for name in (f"{INPUTS}{index}", INPUTS + spec.name))}
     unknown = sorted(set(sample) - known)
     if unknown:
@@ -54,11 +57,17 @@ def batches_of(sample: Mapping[str, Tensor], inputs: tuple[ModelInput, ...], los
     every = tensors if targets is None else [*tensors, targets]
     counts = {tensor.shape[0] if tensor.dim() else 0 for tensor in every}
     if len(counts) != 1 or 0 in counts:
-        raise BadSample(f"all tensors of a sample have the samples on their first axis; these have {sorted(counts)} of them.", samples=sorted(counts))
+        raise BadSample(
+            f"all tensors of a sample have the samples on their first axis; these have {sorted(counts)} of them.", samples=sorted(counts)
+        )
     count = counts.pop()
     size = batch_size or count
     if size > count:
-        raise BadSample(f"the sample has {count} samples, fewer than one batch of {size}. Lower batch_size or send more.", samples=count, batch_size=size)
+        raise BadSample(
+            f"the sample has {count} samples, fewer than one batch of {size}. Lower batch_size or send more.",
+            samples=count,
+            batch_size=size,
+        )
     _check_finite(sample)
     for tensor, spec in zip(tensors, inputs, strict=True):
         _check_shape(tensor, spec, size)
@@ -74,7 +83,8 @@ def _input(sample: Mapping[str, Tensor], index: int, spec: ModelInput) -> Tensor
         if name in sample:
             return sample[name]
     raise BadSample(
-        f"the sample has no tensor '{INPUTS}{index}' (or '{INPUTS}{spec.name}'); it has {', '.join(sorted(sample)) or 'none'}.", missing=f"{INPUTS}{index}"
+        f"the sample has no tensor '{INPUTS}{index}' (or '{INPUTS}{spec.name}'); it has {', '.join(sorted(sample)) or 'none'}.",
+        missing=f"{INPUTS}{index}",
     )
 
 
@@ -85,15 +95,28 @@ def _check_shape(tensor: Tensor, spec: ModelInput, batch_size: int) -> None:
     if fits and dtype == spec.dtype:
         return
     expected = f"{spec.dtype} ({', '.join('any' if size is None else str(size) for size in spec.shape)})"
-    remedy = "Export the model with a dynamic batch axis, or give batches of that size." if spec.shape[:1] not in ((None,), (batch_size,)) else "Send what it takes."
-    raise BadSample(f"input {spec.name!r} takes {expected}, and the sample gives {dtype} {shape}. {remedy}", input=spec.name, expected=expected, given=f"{dtype} {shape}")
+    remedy = (
+        "Export the model with a dynamic batch axis, or give batches of that size."
+        if spec.shape[:1] not in ((None,), (batch_size,))
+        else "Send what it takes."
+    )
+    raise BadSample(
+        f"input {spec.name!r} takes {expected}, and the sample gives {dtype} {shape}. {remedy}",
+        input=spec.name,
+        expected=expected,
+        given=f"{dtype} {shape}",
+    )
 
 
 def _check_finite(sample: Mapping[str, Tensor]) -> None:
     for name, tensor in sample.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             first = tuple(int(i) for i in (~torch.isfinite(tensor)).nonzero()[0])
-            raise BadSample(f"{name} is not finite at {list(first)}: no gradient can come from it. Remove or repair that sample.", tensor=name, index=list(first))
+            raise BadSample(
+                f"{name} is not finite at {list(first)}: no gradient can come from it. Remove or repair that sample.",
+                tensor=name,
+                index=list(first),
+            )
 
 
 def _names(inputs: tuple[ModelInput, ...]) -> str:

@@ -172,7 +172,9 @@ class _Program:
         costs = np.zeros(self.columns)
         costs[self.base :] = 1.0
         for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at):
-            costs[column] = TIME_PRICE * (1e-3 + self.profile.activations[a].forms[f].options[o].seconds / max(self.profile.plain_seconds, 1e-6))
+            costs[column] = TIME_PRICE * (
+                1e-3 + self.profile.activations[a].forms[f].options[o].seconds / max(self.profile.plain_seconds, 1e-6)
+            )
         room = budget_bytes - self.constant
         if (room < 0).any():
             return None
@@ -224,13 +226,20 @@ class _Program:
         """Whole choices of a solution, without what no trained parameter needs."""
         trained = frozenset(name for name in self.trainable if values[self.timeline.parameter_at[name]] > 0.5)
         needed = exact_choices(self.profile, trained).whole
-        chosen = {(a, f): o for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at) if values[column] > 0.5}
+        chosen = {
+            (a, f): o for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at) if values[column] > 0.5
+        }
         passes = gradient_flow(self.profile, trained)
-        whole, forms = set(), {}
+        whole: set[int] = set()
+        forms: dict[tuple[int, int], int] = {}
         for a in needed:
             activation = self.profile.activations[a]
             uses = [h.parameter in trained if h.needed_for == "weight" else passes[h.operation] for h in activation.holders]
-            held = {f: o for f in range(len(activation.forms)) if (o := chosen.get((a, f))) is not None and any(uses[h] for h in activation.forms[f].holders)}
+            held = {
+                f: o
+                for f in range(len(activation.forms))
+                if (o := chosen.get((a, f))) is not None and any(uses[h] for h in activation.forms[f].holders)
+            }
             served = {h for f in held for h in activation.forms[f].holders}
             if any(use and h not in served for h, use in enumerate(uses)):
                 whole.add(a)  # and then the forms would only add to it
@@ -270,7 +279,10 @@ def _plan(program: _Program, choices: Choices, budget_bytes: int, bound: float, 
         micro_batch=profile.batch_size,
         optimizer=request.optimizer,
         own_loop=request.own_loop,
-        parameters=tuple(ParameterChoice(p.name, request.may_train(p.name), p.name in choices.trained, p.bytes, p.gradient_energy) for p in profile.parameters),
+        parameters=tuple(
+            ParameterChoice(p.name, request.may_train(p.name), p.name in choices.trained, p.bytes, p.gradient_energy)
+            for p in profile.parameters
+        ),
         activations=_activation_choices(program, choices),
         timeline=footprints,
         solve_seconds=seconds,
@@ -288,7 +300,15 @@ def _activation_choices(program: _Program, choices: Choices) -> tuple[Activation
             whole = a in choices.whole
             rows.append(
                 ActivationChoice(
-                    activation.name, activation.name, names, activation.shape, activation.bytes, KEEP if whole else NOT_NEEDED, {}, activation.bytes * whole, 0.0
+                    activation.name,
+                    activation.name,
+                    names,
+                    activation.shape,
+                    activation.bytes,
+                    KEEP if whole else NOT_NEEDED,
+                    {},
+                    activation.bytes * whole,
+                    0.0,
                 )
             )
         for f, o in held:
@@ -298,7 +318,15 @@ def _activation_choices(program: _Program, choices: Choices) -> tuple[Activation
             served = tuple(names[h] for h in form.holders)
             rows.append(
                 ActivationChoice(
-                    activation.name, form.value, served, activation.shape, activation.bytes, option.technique, dict(option.settings), option.held_bytes, lost
+                    activation.name,
+                    form.value,
+                    served,
+                    activation.shape,
+                    activation.bytes,
+                    option.technique,
+                    dict(option.settings),
+                    option.held_bytes,
+                    lost,
                 )
             )
     return tuple(rows)

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from memfit.losses import loss_of
 from memfit.program import arguments
+from memfit.rewriting import RELUS
 from planner.capture import NamedRun, TrainingGraph, source_of, target_name
 from planner.record import forward_range
 from planner.sample import Batch
@@ -106,14 +107,19 @@ class _Observer:
         if any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(result)):
             self.floating.add(node.name)
         # An operation may send gradients to all operations whose floating outputs it reads.
-        self.structure.inputs[self.index[node.name]] = tuple(self.index[source.name] for source in node.all_input_nodes if source.name in self.floating)
+        self.structure.inputs[self.index[node.name]] = tuple(
+            self.index[source.name] for source in node.all_input_nodes if source.name in self.floating
+        )
 
     def see_loss(self, outputs: Any, value: Tensor) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
         made = {self.by_address.get(_address(leaf)) for leaf in leaves}
         producers = {self.structure.storages[at].producer for at in made if at is not None}
         # Views of a storage count by the operation that made the view, which is the last to read the storage.
-        views = {max((self.index[name] for name, at in self.structure.storage_of.items() if at == of and name in self.index), default=-1) for of in made}
+        views = {
+            max((self.index[name] for name, at in self.structure.storage_of.items() if at == of and name in self.index), default=-1)
+            for of in made
+        }
         self._see(LOSS, leaves, value)
         self.structure.inputs[-1] = tuple(sorted(i for i in producers | views if 0 <= i < self.index[LOSS]))
 
@@ -144,7 +150,13 @@ class _Observer:
 
     def _add(self, name: str, producer: int, tensor: Tensor) -> None:
         storage = Storage(
-            name, producer, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.untyped_storage().nbytes(), max(producer, 0), max(producer, 0)
+            name,
+            producer,
+            tuple(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+            tensor.untyped_storage().nbytes(),
+            max(producer, 0),
+            max(producer, 0),
         )
         self.by_address[_address(tensor)] = len(self.structure.storages)
         self.structure.storage_of.setdefault(name, len(self.structure.storages))
@@ -159,4 +171,5 @@ def bits_held(node: Node) -> str:
     """The operation or input whose values an operation with a mask would otherwise keep: a relu its result, others their input."""
     values = arguments(node)
     source = values.get("self", values.get("input"))
-    return node.name if str(node.target).startswith("aten.relu.") or str(node.target).startswith("aten.relu_.") else source.name
+    assert isinstance(source, Node)
+    return node.name if node.target in RELUS else source.name

@@ -35,7 +35,8 @@ def candidates(spectra: Spectra) -> list[Candidate]:
     forms: list[Form] = []
     for threshold in HOSVD_THRESHOLDS:
         ranks = tuple(
-            rank_for_threshold(spectra.of[mode, mode + 1], threshold) if (mode, mode + 1) in spectra.of else size for mode, size in enumerate(shape)
+            rank_for_threshold(spectra.of[mode, mode + 1], threshold) if (mode, mode + 1) in spectra.of else size
+            for mode, size in enumerate(shape)
         )
         forms.append(Hosvd(ranks, threshold))
     for threshold in SVD_THRESHOLDS:

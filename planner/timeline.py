@@ -109,7 +109,10 @@ def timeline(profile: Profile, optimizer: Optimizer, corrections: tuple[Correcti
     moments, at = _moments(profile)
     static, saved, transient = range(3)
     options = tuple(
-        (a, f, o) for a, activation in enumerate(profile.activations) for f, form in enumerate(activation.forms) for o in range(len(form.options))
+        (a, f, o)
+        for a, activation in enumerate(profile.activations)
+        for f, form in enumerate(activation.forms)
+        for o in range(len(form.options))
     )
     parameters, operations = len(profile.parameters), len(profile.operations)
     constant: Bytes = np.zeros((3, len(moments)), dtype=np.int64)
@@ -127,8 +130,7 @@ def timeline(profile: Profile, optimizer: Optimizer, corrections: tuple[Correcti
         constant[transient, at["forward", i]] += operation.forward_bytes
         gains[transient, at["backward", i], parameters + i] += operation.backward_bytes
         gains[saved, at["forward", i] + 1 : at["backward", i] + 1, parameters + i] += operation.internal_bytes
-    column = parameters + operations
-    for column, activation in enumerate(profile.activations, start=column):
+    for column, activation in enumerate(profile.activations, start=parameters + operations):
         release = min(holder.operation for holder in activation.holders)
         gains[saved, at["forward", activation.last_use] + 1 : at["backward", release] + 1, column] += activation.bytes
     for column, (a, f, o) in enumerate(options, start=parameters + operations + len(profile.activations)):

@@ -47,15 +47,20 @@ def prove(model: Path, checkpoint: Path, sample: Path, profile: Profile, plan: P
 
 
 def _measure(task: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-m", "planner.measurement"], input=json.dumps(task), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "planner.measurement"], input=json.dumps(task), capture_output=True, text=True, check=False
+    )
     if done.returncode < 0:
         raise PlannerError(
-            f"measuring the {task['measure']} step was stopped by signal {-done.returncode}, probably for memory. Use a smaller batch, or a machine with more.",
+            f"measuring the {task['measure']} step was stopped by signal {-done.returncode}, "
+            "probably for memory. Use a smaller batch, or a machine with more.",
             signal=-done.returncode,
         )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise PlannerError(f"measuring the {task['measure']} step failed: {lines[-1] if lines else 'without a message'}", stderr=done.stderr[-4000:])
+        raise PlannerError(
+            f"measuring the {task['measure']} step failed: {lines[-1] if lines else 'without a message'}", stderr=done.stderr[-4000:]
+        )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

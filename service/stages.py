@@ -78,4 +78,6 @@ def _load(model: Path) -> torch.export.ExportedProgram:
         return torch.export.load(model)
     except Exception as error:  # torch raises whatever its parsers meet in a file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise BadModel(f"torch.export.load cannot read the model: {reason}. Save it anew with torch.export.save and torch {torch.__version__}.") from error
+        raise BadModel(
+            f"torch.export.load cannot read the model: {reason}. Save it anew with torch.export.save and torch {torch.__version__}."
+        ) from error

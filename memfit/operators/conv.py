@@ -16,7 +16,9 @@ ConvArguments = tuple[list[int], list[int], list[int], int]  # stride, padding, 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, form: Form | None, *held: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, form: Form | None, *held: Tensor
+    ) -> Tensor:
         stride, padding, dilation, groups = arguments
         ctx.arguments, ctx.form, ctx.shape, ctx.weight_shape = arguments, form, x.shape, weight.shape
         input_grad, weight_grad = ctx.needs_input_grad[:2]
@@ -25,7 +27,7 @@ class _Convolution(torch.autograd.Function):
         return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *kept = ctx.saved_tensors
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None

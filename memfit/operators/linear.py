@@ -20,7 +20,7 @@ class _Linear(torch.autograd.Function):
         return torch.nn.functional.linear(x, weight_OF, bias_O)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight_OF, *kept = ctx.saved_tensors
         grad_x = grad @ weight_OF if ctx.needs_input_grad[0] else None
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None

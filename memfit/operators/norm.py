@@ -16,7 +16,15 @@ from memfit.operators.held import HeldTensor, restored_ranges, unpacked
 class _FrozenBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, form: Form | None, *held: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        form: Form | None,
+        *held: Tensor,
     ) -> Tensor:
         kept: Held = () if not ctx.needs_input_grad[1] else held if form is not None else (x,)
         ctx.eps, ctx.form, ctx.shape, ctx.itemsize = eps, form, x.shape, x.element_size()
@@ -24,7 +32,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, mean, variance, *kept = ctx.saved_tensors
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
@@ -64,7 +72,13 @@ class BatchNorm(torch.nn.Module):
         self.momentum, self.eps = momentum, eps
 
     def forward(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, counter: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        counter: Tensor | None = None,
     ) -> Tensor:
         if self.training and counter is not None:
             counter.add_(1)

@@ -24,7 +24,7 @@ class _Masked(torch.autograd.Function):
         return x.clamp_(low, high) if in_place else x.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return scale_by_bits(grad, packed, 1.0, ctx.slope), None, None, None, None
 
@@ -54,7 +54,7 @@ class _MaskedDropout(torch.autograd.Function):
         return (x * kept).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return scale_by_bits(grad, packed, ctx.scale, 0.0), None
 

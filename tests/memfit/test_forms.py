@@ -19,9 +19,16 @@ def restored(form: Form, x: Tensor) -> Tensor:
     return form.restore(form.compress(x), x.shape, 0, x.shape[0])
 
 
-@given(data=st.data(), shape=shapes, dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]), seed=st.integers(0, 9))
+@given(
+    data=st.data(),
+    shape=shapes,
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 9),
+)
 @settings(deadline=None, max_examples=200)
-def test_bytes_from_shapes_are_the_bytes_of_the_storages(data: st.DataObject, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> None:
+def test_bytes_from_shapes_are_the_bytes_of_the_storages(
+    data: st.DataObject, shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> None:
     form = data.draw(forms(shape).filter(lambda form: form is not None))
     x = random(shape, seed).to(dtype)
     held = form.compress(x)
@@ -73,7 +80,9 @@ def test_hosvd_loses_at_most_one_minus_threshold_a_mode(shape: tuple[int, ...], 
     form = Hosvd(tuple(max(1, size - 1) for size in shape), threshold)
     truncated = sum(rank < size for rank, size in zip(form.ranks, shape, strict=True))
     held = form.compress(x)
-    by_threshold = all(factor.shape[1] < rank for factor, rank in zip(held[1:], (r for r, s in zip(form.ranks, shape, strict=True) if r < s), strict=True))
+    by_threshold = all(
+        factor.shape[1] < rank for factor, rank in zip(held[1:], (r for r, s in zip(form.ranks, shape, strict=True) if r < s), strict=True)
+    )
     if by_threshold:  # no cap was reached, so the threshold alone decided
         assert float((x - restored(form, x)).square().sum()) <= truncated * (1 - threshold) * float(x.square().sum()) + 1e-9
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from memfit.forms import Form, Hosvd, Svd
 from memfit.operators.conv import convolution
-from memfit.operators.held import Hold, HeldTensor
+from memfit.operators.held import HeldTensor, Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 

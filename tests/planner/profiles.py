@@ -23,12 +23,16 @@ def small_profiles(draw: st.DrawFn) -> Profile:
         readers = [j for j in range(i + 1, count) if i in operations[j].inputs] or [i + 1]
         size = draw(st.integers(1, 9))
         storages.append((size, i, max(readers)))
-        holders = [Holder(j, "weight", f"w{j}") if operations[j].parameters and draw(st.booleans()) else Holder(j, "gradient") for j in readers]
+        holders = [
+            Holder(j, "weight", f"w{j}") if operations[j].parameters and draw(st.booleans()) else Holder(j, "gradient") for j in readers
+        ]
         activations.append(
             Activation(f"op{i}", i, (size,), "float32", size, i, max(readers), tuple(holders), draw(forms(holders, size, parameters)))
         )
     storages.append((1, count - 1, count - 1))
-    return Profile("graph", "mse", "frozen", 1, draw(amounts), tuple(parameters), tuple(operations), tuple(activations), tuple(storages), 1 << 20, 1.0)
+    return Profile(
+        "graph", "mse", "frozen", 1, draw(amounts), tuple(parameters), tuple(operations), tuple(activations), tuple(storages), 1 << 20, 1.0
+    )
 
 
 @st.composite

@@ -1,0 +1,40 @@
+# One command a chore. Each makes .venv when it is missing, and costs nothing when nothing changed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+export ONCE
+
+.PHONY: help install demo test serve lint bench
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## make .venv with the pinned versions
+
+# memfit is installed in place: a change of the code needs no new installation.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(PYTHON) || { echo "Making .venv …"; python3 -m venv .venv; }
+	@echo "Installing the pinned versions (once; torch is large) …"
+	@$(PYTHON) -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[service,demo,test]' \
+	  | { grep --line-buffered -E '^ *(Downloading|Building|Installing|Successfully)' || true; } | cut -c 1-140
+	@touch $@
+
+demo: $(INSTALLED) ## train, plan, fine-tune, compare; ONCE=1 ends after the table
+	@$(PYTHON) -m demo
+
+test: $(INSTALLED) ## all tests; PYTEST='-k spectra' passes arguments on
+	@$(PYTHON) -m pytest $(PYTEST)
+
+serve: $(INSTALLED) ## the service on port 8000
+	@.venv/bin/memfit serve
+
+lint: $(INSTALLED) ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+bench: $(INSTALLED) ## plan and measure every model at every budget; writes docs/results.md
+	@$(PYTHON) -m bench.cells

@@ -1,0 +1,139 @@
+"""Models of the benchmark: `transformers` configurations with random weights, so that nothing is downloaded.
+
+`python -m bench.models DIRECTORY` writes NAME.pt2 and NAME.safetensors for each of them.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+SEED = 0
+CLASSES = 1000
+IMAGE_SIDE = 224
+TOKENS = 64
+
+
+class ImageClassifier(nn.Module):
+    """Images (batch, 3, 224, 224) to logits."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixel_values=images).logits
+        return logits
+
+
+class TextClassifier(nn.Module):
+    """Token numbers (batch, 64) and labels (batch,) to the loss and the logits."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        output = self.network(input_ids=input_ids, labels=labels)
+        return {"loss": output.loss, "logits": output.logits}
+
+
+def images(batch: int) -> dict[str, Tensor]:
+    """Smooth random textures: energy falls with frequency, as in photographs; white noise would have no spectrum to speak of."""
+    sides = (4, 8, 16, 32, 64, 224)
+    layers = [functional.interpolate(torch.randn(batch, 3, side, side), size=IMAGE_SIDE, mode="bilinear") / side**0.5 for side in sides]
+    texture = torch.stack(layers).sum(0)
+    return {"inputs.0": texture / texture.std(), "targets": torch.randint(CLASSES, (batch,))}
+
+
+def texts(batch: int) -> dict[str, Tensor]:
+    """Random token numbers, the frequent ones more often, with random labels."""
+    frequency = 1 / torch.arange(1, BERT.vocab_size + 1)
+    tokens = torch.multinomial(frequency.expand(batch, -1), TOKENS, replacement=True)
+    return {"inputs.input_ids": tokens, "inputs.labels": torch.randint(2, (batch,))}
+
+
+# As most people train it: transformers would pad every convolution as TensorFlow does, in an operation of its own.
+MOBILENET_V2 = MobileNetV2Config(num_labels=CLASSES, tf_padding=False)
+RESNET_18 = ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], num_labels=CLASSES)
+VIT_TINY = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=CLASSES)
+BERT = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, num_labels=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model of the benchmark and how it is trained.
+
+    Attributes:
+        build: the network of its configuration, with random weights.
+        sample: one batch of the given size, named as in a sample file.
+        batch: samples a step.
+        loss: as a plan request names it.
+    """
+
+    build: Callable[[], nn.Module]
+    sample: Callable[[int], dict[str, Tensor]]
+    batch: int = 8
+    loss: str = "cross_entropy"
+
+
+CASES = {
+    "mobilenet_v2": Case(lambda: ImageClassifier(MobileNetV2ForImageClassification(MOBILENET_V2)), images),
+    "resnet_18": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_18)), images),
+    "vit_tiny": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_TINY)), images),
+    "bert_4": Case(lambda: TextClassifier(BertForSequenceClassification(BERT)), texts, batch=16, loss="output:loss"),
+}
+
+
+def build(name: str) -> nn.Module:
+    """The model of that name; the same weights every time."""
+    torch.manual_seed(SEED)
+    return CASES[name].build()
+
+
+def sample(name: str, batch: int | None = None) -> dict[str, Tensor]:
+    """One batch for that model; the same every time."""
+    torch.manual_seed(SEED)
+    return CASES[name].sample(batch or CASES[name].batch)
+
+
+def write_sample(name: str, path: Path, batch: int | None = None) -> None:
+    save_file(sample(name, batch), path)
+
+
+def export(name: str, path: Path, batch: int | None = None) -> None:
+    """Write the model as an exported program whose batch may have any size."""
+    model = build(name).train()
+    inputs = {key.removeprefix("inputs."): tensor for key, tensor in sample(name, batch).items() if key.startswith("inputs.")}
+    axis = torch.export.Dim("batch")
+    positional, named = [inputs[key] for key in inputs if key.isdigit()], {key: inputs[key] for key in inputs if not key.isdigit()}
+    program = torch.export.export(model, tuple(positional), named, dynamic_shapes=[{0: axis} for _ in inputs])
+    program._example_inputs = None  # they would be pickled into the file, and nobody needs them
+    torch.export.save(program, path)
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("directory", type=Path)
+    directory = arguments.parse_args().directory
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in CASES:
+        export(name, directory / f"{name}.pt2")
+        write_sample(name, directory / f"{name}.safetensors")
+        print(directory / f"{name}.pt2")

@@ -1,0 +1,100 @@
+"""The whole path on real data: train, export, plan over HTTP, fine-tune inside the budget, compare."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from demo import client, data, server, training
+from demo.finetune import BATCH_SIZE, MOMENTUM, Method, Outcome
+from demo.report import mebibytes, table
+
+DIRECTORY = Path(".demo")
+MODEL, SAMPLE, CHECKPOINT = (DIRECTORY / name for name in ("digits.pt2", "sample.safetensors", "planned.pt2"))
+REQUEST = {"budget": "25%", "optimizer": {"name": "sgd", "momentum": MOMENTUM}, "loss": "cross_entropy", "batch_norm": "frozen"}
+
+console = Console()
+
+
+def prepare() -> None:
+    """Train the network, show what the shift costs it, and write model and sample."""
+    digits = data.load()
+    console.print(f"Training a small MobileNetV2 on {len(digits.source)} handwritten digits …")
+    net = training.train(digits.source)
+    upright, turned = (training.accuracy(net, part) for part in (digits.source_held_out, digits.held_out))
+    console.print(f"  it recognises {upright:.1%} of upright digits, and {turned:.1%} of the device's, which are turned and noisy")
+    training.export(net, MODEL)
+    training.write_sample(digits.device.part(0, BATCH_SIZE), SAMPLE)
+
+
+def follow(service: httpx.Client, job: str) -> None:
+    """Show a job's progress, one bar a stage."""
+    columns = TextColumn("  {task.fields[stage]:<10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console) as bars:
+        stages: dict[str, TaskID] = {}
+        for event in client.progress(service, job):
+            stage = event["stage"]
+            if stage == "queued":
+                continue
+            if stage not in stages:
+                for earlier in stages.values():
+                    bars.update(earlier, completed=1)
+                    bars.stop_task(earlier)
+                stages[stage] = bars.add_task("", total=1, stage=stage)
+            bars.update(stages[stage], completed=event["fraction"], description=event["message"])
+
+
+def fine_tune(method: Method) -> Outcome:
+    """Fine-tune in a fresh process, as on a device."""
+    source = CHECKPOINT if method == "memfit" else MODEL
+    command = [sys.executable, "-m", "demo.finetune", method, str(source)]
+    return Outcome(**json.loads(subprocess.check_output(command, env=os.environ | {"KINETO_LOG_LEVEL": "99"})))
+
+
+def main() -> int:
+    start = time.monotonic()
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir()
+    prepare()
+    console.print("Starting the service …")
+    with server.running(DIRECTORY / "service", DIRECTORY / "service.log") as address, httpx.Client(base_url=address, timeout=60) as service:
+        console.print(f"Asking {address}/v1/plans for a plan in {REQUEST['budget']} of the plain step's peak …")
+        plan = client.ask_for_plan(service, MODEL, SAMPLE, REQUEST)
+        follow(service, plan["job"])
+        plan = client.plan(service, plan["id"])
+        if plan["state"] != "ready":
+            console.print(f"The plan is {plan['state']}: {plan['problem']['detail']}", markup=False, soft_wrap=True)
+            return 1
+        client.download_checkpoint(service, plan["id"], CHECKPOINT)
+        console.print(f"  {mebibytes(plan['budget_bytes'])} planned with fidelity {plan['fidelity']:.3f}; the checkpoint is {CHECKPOINT}")
+
+        outcomes = {}
+        for method in get_args(Method):
+            console.print(f"Fine-tuning in a process of its own: {method} …")
+            outcomes[method] = fine_tune(method)
+        console.print(table(outcomes, plan["budget_bytes"]))
+        console.print(f"The plan: {address}/v1/plans/{plan['id']}   All calls: {address}/docs   It took {time.monotonic() - start:.0f} s.")
+        if os.environ.get("ONCE") != "1":
+            console.print("The service stays up until Ctrl-C.")
+            wait_for_interrupt()
+    return 0 if outcomes["memfit"].peak_bytes <= plan["budget_bytes"] else 1
+
+
+def wait_for_interrupt() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

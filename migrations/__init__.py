@@ -1,0 +1,1 @@
+"""Alembic migrations: one change a file in `versions`, up and down."""

@@ -1,0 +1,21 @@
+"""Database records, one table a file. Importing the package registers every table on `Record.metadata`."""
+
+from models.base import Record
+from models.job_record import JobKind, JobRecord, JobState
+from models.model_record import ModelRecord
+from models.plan_record import PlanRecord, PlanState
+from models.profile_record import ProfileRecord, ProfileState
+from models.sample_record import SampleRecord
+
+__all__ = [
+    "JobKind",
+    "JobRecord",
+    "JobState",
+    "ModelRecord",
+    "PlanRecord",
+    "PlanState",
+    "ProfileRecord",
+    "ProfileState",
+    "Record",
+    "SampleRecord",
+]

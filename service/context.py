@@ -1,0 +1,38 @@
+"""What the calls of the service share, made once when it starts."""
+
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from models import JobRecord
+from service.database import Database
+from service.events import Hub
+from service.settings import Settings
+from service.store import Store
+from service.worker import Worker
+
+
+@dataclass(frozen=True)
+class Context:
+    """
+    Attributes:
+        hub: events of jobs, by job id.
+        inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
+    """
+
+    settings: Settings
+    database: Database
+    store: Store
+    hub: Hub[JobRecord]
+    worker: Worker
+    inspections: BoundedSemaphore
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+ContextDep = Annotated[Context, Depends(_context)]

@@ -1,0 +1,122 @@
+"""Jobs: how far they are, as an answer and as a stream of events, and how to cancel one."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models import JobKind, JobRecord, JobState
+from service import queue
+from service.context import ContextDep
+from service.documents import PROBLEM
+from service.problem_answers import RESPONSES
+from service.problems import NotFound, Problem
+
+# ---- schemas
+
+
+class JobAnswer(BaseModel):
+    """A job, and how far it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: JobKind
+    state: JobState
+    stage: str = Field(description="queued, profiling, solving, patching or verifying.")
+    fraction: float = Field(description="Share of the stage that is done, 0 to 1.")
+    message: str
+    plan: str | None = Field(description="The plan it works for.")
+    profile: str | None = Field(description="The profile it measures, of a job that does only that.")
+    problem: dict[str, Any] | None = Field(description="Why it failed, as a problem document.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobFinished(Problem):
+    """A job that has finished cannot be cancelled."""
+
+    kind, title, status = "job-finished", "The job has finished", 409
+
+    def __init__(self, job: JobRecord) -> None:
+        super().__init__(f"job {job.id!r} has {job.state} already; there is nothing left to cancel.", job=job.id, state=job.state)
+
+
+# ---- queries
+
+
+def find_job(session: Session, id: str) -> JobRecord:
+    """
+    Raises:
+        NotFound: there is none.
+    """
+    record = session.scalar(select(JobRecord).where(JobRecord.id == id))
+    if record is None:
+        raise NotFound("job", id, "The answers of POST /v1/plans and POST /v1/profiles name theirs.")
+    return record
+
+
+def job_answer(record: JobRecord) -> JobAnswer:
+    return JobAnswer(
+        id=record.id,
+        kind=JobKind(record.kind),
+        state=JobState(record.state),
+        stage=record.stage,
+        fraction=record.fraction,
+        message=record.message,
+        plan=record.subject_id if record.kind == JobKind.PLAN else None,
+        profile=record.subject_id if record.kind == JobKind.PROFILE else None,
+        problem=PROBLEM.validate_json(record.problem_json).as_json() if record.problem_json is not None else None,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+    )
+
+
+# ---- routes
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
+
+
+@router.get("/{id}")
+def get_job(id: str, context: ContextDep) -> JobAnswer:
+    """How far a job is."""
+    with context.database.reading() as session:
+        return job_answer(find_job(session, id))
+
+
+@router.delete("/{id}")
+def cancel_job(id: str, context: ContextDep) -> JobAnswer:
+    """Cancel a job that waits or runs, and with it its plan. To cancel it again changes nothing."""
+    with context.database.transaction() as session:
+        job = queue.cancel(session, id) or find_job(session, id)
+    if job.state != JobState.CANCELLED:
+        raise JobFinished(job)
+    context.worker.cancel(job.id)
+    context.hub.tell(job.id, job)
+    return job_answer(job)
+
+
+def _existing(id: str, context: ContextDep) -> str:
+    """The id of a job, found before a stream begins: from then on there is no other status to answer with."""
+    return get_job(id, context).id
+
+
+@router.get("/{id}/events", response_class=EventSourceResponse)
+async def job_events(id: Annotated[str, Depends(_existing)], context: ContextDep) -> AsyncIterator[ServerSentEvent]:
+    """The job now, then every change as it comes: events `progress`, and at the end one `end`. The data of each is the job."""
+    with context.hub.listening(id) as listener:  # first, so that nothing falls between the state read and the events heard
+        answer = get_job(id, context)
+        while not answer.state.finished:
+            yield ServerSentEvent(event="progress", data=answer)
+            record = await listener.events.get()
+            if record is None:  # the server stops; the client may ask again
+                return
+            answer = job_answer(record)
+        yield ServerSentEvent(event="end", data=answer)

@@ -1,0 +1,138 @@
+"""How a plan begins: everything it is asked for with is checked, then kept, and a job carries it on."""
+
+from dataclasses import dataclass
+from typing import Generic
+
+from sqlalchemy.orm import Session
+
+from models import JobKind, JobRecord, PlanRecord, PlanState, ProfileRecord, ProfileState
+from planner.errors import InfeasibleBudget
+from planner.request import PlanRequest
+from planner.solver import solve
+from service import queue
+from service.context import Context
+from service.documents import MODEL_SUMMARY, PLAN, PLAN_REQUEST, SAMPLE_SUMMARY
+from service.fit import check_trainable, settle
+from service.job_run import mark_infeasible, read_profile
+from service.plans.requests import PlanBody
+from service.problems import InvalidRequest, NotFound
+from service.profiles import find_profile, give_to, needs_job, profile_for
+from service.store import Draft
+from service.summary import ModelSummary, SampleSummary
+from service.uploads import Summary, Upload, examine_model, examine_sample, find_model, find_sample, keep_model, keep_sample
+
+
+@dataclass(frozen=True)
+class _Given(Generic[Summary]):
+    """A model or a sample that a plan is asked for with. `upload`: None for a stored one."""
+
+    digest: str
+    summary: Summary
+    upload: Upload[Summary] | None
+
+
+def find_plan(session: Session, id: str) -> PlanRecord:
+    """
+    Raises:
+        NotFound: there is none.
+    """
+    record = session.get(PlanRecord, id)
+    if record is None:
+        raise NotFound("plan", id, "Ask for one with POST /v1/plans; its answer has the id.")
+    return record
+
+
+def make_plan(context: Context, body: PlanBody, drafts: dict[str, Draft]) -> str:
+    """Check all that a plan is asked for with, keep it, and begin; the plan's id. Nothing is kept if anything is wrong.
+
+    With a stored profile the choice is made here and now; a job patches and measures.
+    """
+    request = body.plan_request  # before any file is opened
+    if body.profile is not None:
+        if drafts:
+            raise InvalidRequest("a plan for a stored profile needs no files. Leave out the profile, or the parts model and sample.")
+        with context.database.reading() as session:
+            profile = find_profile(session, body.profile)
+            check_trainable(MODEL_SUMMARY.validate_json(find_model(session, profile.model_digest).summary_json), request)
+    else:
+        model, sample = _given_model(context, body.model, drafts.get("model")), _given_sample(context, body.sample, drafts.get("sample"))
+        settings = settle(model.summary, sample.summary, body.settings)
+        check_trainable(model.summary, request)
+        with context.database.transaction() as session:
+            if model.upload is not None:
+                keep_model(context, session, model.upload)
+            if sample.upload is not None:
+                keep_sample(context, session, sample.upload)
+            profile = profile_for(session, model.digest, sample.digest, settings)
+    if profile.state == ProfileState.READY:
+        return _solve_now(context, profile, request)
+    with context.database.transaction() as session:
+        plan = _add(session, profile, request)
+        job = _begin(session, plan)
+        owned = find_profile(session, profile.id)
+        if needs_job(session, owned):
+            give_to(owned, job)
+    context.worker.wake()
+    return plan.id
+
+
+def _solve_now(context: Context, profile: ProfileRecord, request: PlanRequest) -> str:
+    measured = read_profile(context.store, profile)
+    assert measured is not None, "a profile that is ready has its content"
+    try:
+        solved = solve(measured, request)
+    except InfeasibleBudget as error:
+        with context.database.transaction() as session:
+            plan = _add(session, profile, request)
+            mark_infeasible(plan, error)
+        return plan.id
+    with context.database.transaction() as session:
+        plan = _add(session, profile, request)
+        plan.plan_json, plan.budget_bytes = PLAN.dump_json(solved).decode(), solved.budget_bytes
+        _begin(session, plan)
+    context.worker.wake()
+    return plan.id
+
+
+def _add(session: Session, profile: ProfileRecord, request: PlanRequest) -> PlanRecord:
+    plan = PlanRecord(
+        profile_id=profile.id,
+        state=PlanState.QUEUED,
+        request_json=PLAN_REQUEST.dump_json(request).decode(),
+        budget_bytes=request.budget.amount_bytes,
+    )
+    session.add(plan)
+    session.flush()
+    return plan
+
+
+def _begin(session: Session, plan: PlanRecord) -> JobRecord:
+    job = queue.add(session, JobKind.PLAN, plan.id)
+    plan.job_id = job.id
+    return job
+
+
+def _given_model(context: Context, id: str | None, draft: Draft | None) -> _Given[ModelSummary]:
+    if draft is not None and id is None:
+        upload = examine_model(context, draft)
+        return _Given(draft.digest, upload.summary, upload)
+    if id is None or draft is not None:
+        raise _not_one("model")
+    with context.database.reading() as session:
+        return _Given(id, MODEL_SUMMARY.validate_json(find_model(session, id).summary_json), None)
+
+
+def _given_sample(context: Context, id: str | None, draft: Draft | None) -> _Given[SampleSummary]:
+    if draft is not None and id is None:
+        upload = examine_sample(context, draft)
+        return _Given(draft.digest, upload.summary, upload)
+    if id is None or draft is not None:
+        raise _not_one("sample")
+    with context.database.reading() as session:
+        return _Given(id, SAMPLE_SUMMARY.validate_json(find_sample(session, id).summary_json), None)
+
+
+def _not_one(what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"a plan needs one {what}: a stored one's id as the member {what!r}, or a file as the part {what!r} of a multipart body."
+    )

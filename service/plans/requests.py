@@ -1,0 +1,98 @@
+"""What a plan or a profile is asked for with, as it comes in."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator, model_validator
+
+from planner.errors import BadBudget
+from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budget
+from service.problems import InvalidRequest
+
+DIGEST_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Self:
+        """
+        Raises:
+            InvalidRequest: what is wrong, and where.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise InvalidRequest.of(error.errors()) from error
+
+
+class OptimizerBody(Body):
+    """The optimizer of the planned step; its state is part of the footprint."""
+
+    name: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="sgd keeps nothing, with momentum one tensor a parameter; adam keeps two."
+    )
+    momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd.", examples=[0.9])
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Self:
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"momentum belongs to sgd; {self.name} has its own")
+        return self
+
+
+class SettingsBody(Body):
+    """What is measured, beside model and sample."""
+
+    loss: str = Field(
+        "cross_entropy", description="cross_entropy or mse (with the sample's targets), or output:NAME of a model that returns its loss."
+    )
+    batch_norm: Literal["frozen", "batch"] = Field(
+        "frozen", description="frozen: running statistics, as with small batches; batch: the batch's own."
+    )
+    batch_size: PositiveInt | None = Field(None, description="Samples a step; by default all samples of the sample form one batch.")
+
+    @property
+    def settings(self) -> ProfileSettings:
+        return ProfileSettings(self.loss, self.batch_norm, self.batch_size)
+
+
+class PlanBody(SettingsBody):
+    """A plan to make: for a stored profile, or for a model and a sample, each stored or sent along."""
+
+    budget: StrictInt | StrictFloat | StrictStr = Field(
+        description="Most bytes of the footprint at any moment: a number, one with a unit, or a share of the plain step's peak.",
+        examples=["64 MiB", 67108864, "40%"],
+    )
+    optimizer: OptimizerBody = OptimizerBody()
+    trainable: tuple[str, ...] = Field(("*",), min_length=1, description="Patterns of names of parameters that may train, with * and ?.")
+    techniques: tuple[str, ...] = Field(
+        ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]
+    )
+    own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
+    profile: str | None = Field(None, description="A stored profile's id, instead of model, sample and settings.")
+    model: str | None = Field(None, description="A stored model's id.", examples=[DIGEST_EXAMPLE])
+    sample: str | None = Field(None, description="A stored sample's id.", examples=[DIGEST_EXAMPLE])
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_an_amount(cls, budget: object) -> object:
+        if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
+            raise BadBudget(budget, "is not an amount")  # the problem of every budget that is none, whatever its type
+        return budget
+
+    @model_validator(mode="after")
+    def _profile_has_it_all(self) -> Self:
+        twice = self.model_fields_set & {"model", "sample", "loss", "batch_norm", "batch_size"}
+        if self.profile is not None and twice:
+            raise ValueError(f"the profile says {', '.join(sorted(twice))} already; leave that out, or leave out the profile")
+        return self
+
+    @property
+    def plan_request(self) -> PlanRequest:
+        """
+        Raises:
+            BadBudget: the budget is no amount of memory.
+        """
+        budget = parse_budget(str(self.budget))
+        return PlanRequest(budget, Optimizer(self.optimizer.name, self.optimizer.momentum), self.trainable, self.techniques, self.own_loop)

@@ -1,0 +1,151 @@
+"""The calls about plans, and the download of their checkpoints."""
+
+import re
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response, status
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+from sqlalchemy import select
+
+from models import PlanRecord, PlanState
+from service.context import ContextDep
+from service.documents import CERTIFICATE, PLAN, PROBLEM
+from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
+from service.plans.queries import find_plan, make_plan
+from service.plans.requests import PlanBody
+from service.problem_answers import RESPONSES
+from service.problems import InvalidRequest, Problem
+from service.profiles import find_profile
+from service.receive import Text, media_type, receive_json, receive_parts
+from service.store import Draft
+
+router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=RESPONSES)
+PLAN_SCHEMA = {"$ref": "#/components/schemas/PlanBody"}
+FILE_SCHEMA = {"type": "string", "format": "binary"}
+PLAN_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": PLAN_SCHEMA},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["request"],
+                    "properties": {"request": PLAN_SCHEMA, "model": FILE_SCHEMA, "sample": FILE_SCHEMA},
+                },
+                "encoding": {"request": {"contentType": "application/json"}},
+            },
+        },
+    }
+}
+
+
+class CheckpointNotReady(Problem):
+    """There is no checkpoint, or not yet."""
+
+    kind, title, status = "checkpoint-not-ready", "There is no checkpoint", 409
+
+    def __init__(self, plan: PlanRecord) -> None:
+        coming = plan.state not in (PlanState.INFEASIBLE, PlanState.FAILED, PlanState.CANCELLED)
+        then = (
+            f"Follow /v1/jobs/{plan.job_id}/events and ask again." if coming else f"GET /v1/plans/{plan.id} says why; ask for another plan."
+        )
+        super().__init__(f"plan {plan.id!r} is {plan.state}: it has no checkpoint{' yet' * coming}. {then}", plan=plan.id, state=plan.state)
+
+
+class RangeNotSatisfiable(Problem):
+    """A range begins behind the end of the file."""
+
+    kind, title, status = "range-not-satisfiable", "The range lies outside the file", 416
+
+    def __init__(self, size: int) -> None:
+        self.headers = {"content-range": f"bytes */{size}"}
+        super().__init__(
+            f"the checkpoint has {size:,} bytes, and the range begins behind them: the download is complete, or of another file.",
+            bytes=size,
+        )
+
+
+@router.post("", status_code=status.HTTP_202_ACCEPTED, openapi_extra=PLAN_BODY)
+async def request_plan(request: Request, response: Response, context: ContextDep) -> PlanAnswer:
+    """Ask for a plan: JSON naming a stored profile, or a stored model and sample; or multipart with the parts request, model and sample.
+
+    What is measured already is used. Then the answer has the choices; patching and measuring go on in the plan's job.
+    """
+    with ExitStack() as stack:
+        drafts: dict[str, Draft] = {}
+        if media_type(request) == "multipart/form-data":
+            limit = context.settings.max_upload_bytes
+            text, model, sample = (
+                Text(),
+                stack.enter_context(context.store.draft("models", limit)),
+                stack.enter_context(context.store.draft("samples", limit)),
+            )
+            seen = await receive_parts(request, {"request": text, "model": model.write, "sample": sample.write})
+            if "request" not in seen:
+                raise InvalidRequest('the body has no part \'request\'. Send one such as {"budget": "64 MiB"}.')
+            content = text.as_json()
+            drafts = {name: draft for name, draft in (("model", model), ("sample", sample)) if name in seen}
+        else:
+            content = await receive_json(request)
+        id = await run_in_threadpool(make_plan, context, PlanBody.read(content), drafts)
+    response.headers["location"] = f"/v1/plans/{id}"
+    return await run_in_threadpool(get_plan, id, context)
+
+
+@router.get("")
+def list_plans(context: ContextDep, limit: Annotated[int, Query(ge=1, le=1000, description="Most plans to list.")] = 50) -> PlanList:
+    """Plans, newest first."""
+    with context.database.reading() as session:
+        records = session.scalars(select(PlanRecord).order_by(PlanRecord.created_at.desc(), PlanRecord.id).limit(limit))
+        return PlanList(
+            plans=tuple(
+                PlanSummary(id=r.id, state=PlanState(r.state), profile=r.profile_id, budget_bytes=r.budget_bytes, created_at=r.created_at)
+                for r in records
+            )
+        )
+
+
+@router.get("/{id}")
+def get_plan(id: str, context: ContextDep) -> PlanAnswer:
+    """A plan, as far as it has come."""
+    with context.database.reading() as session:
+        plan = find_plan(session, id)
+        profile = find_profile(session, plan.profile_id)
+    content: dict[str, Any] = plan_content(
+        state=PlanState(plan.state),
+        budget_bytes=plan.budget_bytes,
+        plan=PLAN.validate_json(plan.plan_json) if plan.plan_json is not None else None,
+        certificate=CERTIFICATE.validate_json(plan.certificate_json) if plan.certificate_json is not None else None,
+        problem=PROBLEM.validate_json(plan.problem_json) if plan.problem_json is not None else None,
+    )
+    return PlanAnswer(
+        id=plan.id,
+        model=profile.model_digest,
+        sample=profile.sample_digest,
+        profile=profile.id,
+        job=plan.job_id,
+        created_at=plan.created_at,
+        **content,
+    )
+
+
+@router.get("/{id}/checkpoint", response_class=FileResponse)
+def get_checkpoint(
+    id: str, context: ContextDep, if_none_match: Annotated[str | None, Header()] = None, range: Annotated[str | None, Header()] = None
+) -> Response:
+    """The patched checkpoint, for memfit.load. Its ETag is the digest of its bytes; a broken download may go on with Range."""
+    with context.database.reading() as session:
+        plan = find_plan(session, id)
+    if plan.checkpoint_digest is None:
+        raise CheckpointNotReady(plan)
+    etag = f'"{plan.checkpoint_digest}"'
+    if if_none_match is not None and {etag, "*"} & {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}:
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"etag": etag})
+    path = context.store.path("checkpoints", plan.checkpoint_digest)
+    size = path.stat().st_size
+    if (begin := re.match(r"bytes=(\d+)-", range or "")) and int(begin[1]) >= size:
+        raise RangeNotSatisfiable(size)
+    return FileResponse(path, media_type="application/octet-stream", filename=f"{plan.id}.pt2", headers={"etag": etag})

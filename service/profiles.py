@@ -1,0 +1,141 @@
+"""Profiles: what was measured of a model on a sample, once for all budgets."""
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Response, status
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
+from planner.profile import Profile
+from planner.request import ProfileSettings
+from service import queue
+from service.context import ContextDep
+from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
+from service.fit import settle
+from service.job_run import read_profile, settings_of
+from service.jobs import find_job
+from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
+from service.problem_answers import RESPONSES
+from service.problems import NotFound
+from service.uploads import find_model, find_sample
+
+# ---- schemas
+
+
+class ProfileBody(SettingsBody):
+    """A profile to measure."""
+
+    model: str = Field(description="A stored model's id.", examples=[DIGEST_EXAMPLE])
+    sample: str = Field(description="A stored sample's id.", examples=[DIGEST_EXAMPLE])
+
+
+class ProfileAnswer(BaseModel):
+    """A profile: what it is of, and what was measured, once ready."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: ProfileState
+    model: str
+    sample: str
+    settings: ProfileSettings
+    job: str | None = Field(description="The job that measures it, or did.")
+    measured: Profile | None = Field(
+        description="Operations, activations with their options, gradient energies, and the plain step's footprint."
+    )
+    problem: dict[str, Any] | None = Field(description="Why it failed, as a problem document.")
+    created_at: datetime
+
+
+# ---- queries
+
+
+def find_profile(session: Session, id: str) -> ProfileRecord:
+    """
+    Raises:
+        NotFound: there is none.
+    """
+    record = session.get(ProfileRecord, id)
+    if record is None:
+        raise NotFound("profile", id, "Measure one with POST /v1/profiles; its answer has the id.")
+    return record
+
+
+def profile_for(session: Session, model_digest: str, sample_digest: str, settings: ProfileSettings) -> ProfileRecord:
+    """The one profile of a model, a sample and settled settings: there already, or new and not yet anyone's job."""
+    record = session.scalar(
+        select(ProfileRecord).where(
+            ProfileRecord.model_digest == model_digest,
+            ProfileRecord.sample_digest == sample_digest,
+            ProfileRecord.loss == settings.loss,
+            ProfileRecord.batch_norm == settings.batch_norm,
+            ProfileRecord.batch_size == settings.batch_size,
+        )
+    )
+    if record is None:
+        record = ProfileRecord(
+            model_digest=model_digest,
+            sample_digest=sample_digest,
+            loss=settings.loss,
+            batch_norm=settings.batch_norm,
+            batch_size=settings.batch_size,
+            state=ProfileState.QUEUED,
+        )
+        session.add(record)
+        session.flush()
+    return record
+
+
+def needs_job(session: Session, record: ProfileRecord) -> bool:
+    """Whether the profile is not measured, and no job is about to measure it."""
+    owner = find_job(session, record.job_id) if record.job_id is not None else None
+    return record.state != ProfileState.READY and (owner is None or JobState(owner.state).finished)
+
+
+def give_to(record: ProfileRecord, job: JobRecord) -> None:
+    """Let a job measure the profile."""
+    record.state, record.job_id, record.problem_json = ProfileState.QUEUED, job.id, None
+
+
+# ---- routes
+
+router = APIRouter(prefix="/v1/profiles", tags=["profiles"], responses=RESPONSES)
+
+
+@router.post("", status_code=status.HTTP_202_ACCEPTED)
+def request_profile(body: ProfileBody, response: Response, context: ContextDep) -> ProfileAnswer:
+    """Measure a stored model on a stored sample. Asked for again, it is the same profile; one that failed is measured anew."""
+    with context.database.transaction() as session:
+        model, sample = find_model(session, body.model), find_sample(session, body.sample)
+        settings = settle(MODEL_SUMMARY.validate_json(model.summary_json), SAMPLE_SUMMARY.validate_json(sample.summary_json), body.settings)
+        record = profile_for(session, model.digest, sample.digest, settings)
+        if needs_job(session, record):
+            give_to(record, queue.add(session, JobKind.PROFILE, record.id))
+    context.worker.wake()
+    response.headers["location"] = f"/v1/profiles/{record.id}"
+    return _profile_answer(record, None)
+
+
+@router.get("/{id}")
+def get_profile(id: str, context: ContextDep) -> ProfileAnswer:
+    """A profile, with all that was measured."""
+    with context.database.reading() as session:
+        record = find_profile(session, id)
+    return _profile_answer(record, read_profile(context.store, record))
+
+
+def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileAnswer:
+    return ProfileAnswer(
+        id=record.id,
+        state=ProfileState(record.state),
+        model=record.model_digest,
+        sample=record.sample_digest,
+        settings=settings_of(record),
+        job=record.job_id,
+        measured=measured,
+        problem=PROBLEM.validate_json(record.problem_json).as_json() if record.problem_json is not None else None,
+        created_at=record.created_at,
+    )

@@ -1,0 +1,79 @@
+"""What a server and the child process of one stage say to each other.
+
+The child reads `spec.json` in its folder, writes one JSON message a line, and leaves `result.json` there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.request import ProfileSettings
+from service.problems import ProblemDocument
+
+SPEC_FILE, RESULT_FILE = "spec.json", "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class InspectSpec:
+    """Read a model; the result is a `ModelSummary`."""
+
+    model: Path
+    stage: Literal["inspect"] = "inspect"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """Measure a model on a sample; the result is a `Profile`."""
+
+    model: Path
+    sample: Path
+    settings: ProfileSettings
+    stage: Literal["profile"] = "profile"
+
+
+@dataclass(frozen=True, slots=True)
+class ProveSpec:
+    """Patch a model as planned into `out`, and measure its step; the result is a `Proof`."""
+
+    model: Path
+    sample: Path
+    profile: Profile
+    plan: Plan
+    out: Path
+    stage: Literal["prove"] = "prove"
+
+
+Spec = InspectSpec | ProfileSpec | ProveSpec
+SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="stage")])
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressMessage:
+    """`fraction` of the stage is done."""
+
+    fraction: float
+    message: str
+    kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultMessage:
+    """The stage is done: its result is in `result.json`."""
+
+    kind: Literal["result"] = "result"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemMessage:
+    """The stage failed."""
+
+    problem: ProblemDocument
+    kind: Literal["problem"] = "problem"
+
+
+Message = ProgressMessage | ResultMessage | ProblemMessage
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])

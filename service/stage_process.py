@@ -1,0 +1,216 @@
+"""Starts the child process of a stage, hears its progress, and ends it when it is no longer wanted."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+import service
+from planner.plan import Plan, Proof
+from planner.profile import Profile
+from planner.request import ProfileSettings
+from service.documents import MODEL_SUMMARY, PROFILE, PROOF
+from service.problems import INTERNAL, Problem, ProblemDocument, out_of_memory
+from service.protocol import (
+    MESSAGE,
+    RESULT_FILE,
+    SPEC,
+    SPEC_FILE,
+    InspectSpec,
+    ProblemMessage,
+    ProfileSpec,
+    ProgressMessage,
+    ProveSpec,
+    ResultMessage,
+    Spec,
+)
+from service.summary import ModelSummary
+
+Progress = Callable[[float, str], None]
+KEPT_VARIABLES = {"PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
+SECONDS_TO_END = 30.0
+
+
+class StageProblem(Problem):
+    """A stage failed; the document is what its process reported, or says how that died."""
+
+    def __init__(self, document: ProblemDocument) -> None:
+        super().__init__(document.detail, **document.facts)
+        self._document = document
+
+    @property
+    def document(self) -> ProblemDocument:
+        return self._document
+
+    @property
+    def names_log(self) -> bool:
+        """Whether the document sends its reader to the log."""
+        return "log" in self._document.facts
+
+    def with_log(self, log: Path) -> "StageProblem":
+        """The same, for a reader who finds the log elsewhere."""
+        return StageProblem(_with_log(self._document, log))
+
+
+class Cancelled(Exception):
+    """The work was cancelled while it ran."""
+
+
+class Cancellation:
+    """Ends, from any thread, whatever process works under it, now or later."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._cancelled = False
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            if self._process is not None:
+                end_group(self._process)
+
+    def check(self) -> None:
+        """
+        Raises:
+            Cancelled: if it is.
+        """
+        if self._cancelled:
+            raise Cancelled
+
+    @contextmanager
+    def watching(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Within the block, to cancel is to end `process`."""
+        with self._lock:
+            self._process = process
+            if self._cancelled:
+                end_group(process)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._process = None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of `service.stages`, each in a process of its own.
+
+    Attributes:
+        folder: an empty folder to work in; whoever made it removes it.
+        log: a file that gets what the processes print, tracebacks included.
+    """
+
+    folder: Path
+    log: Path
+    cancellation: Cancellation
+
+    def inspect(self, model: Path) -> ModelSummary:
+        return MODEL_SUMMARY.validate_json(self._run(InspectSpec(model.absolute()), _unheard))
+
+    def profile(self, model: Path, sample: Path, settings: ProfileSettings, progress: Progress) -> Profile:
+        return PROFILE.validate_json(self._run(ProfileSpec(model.absolute(), sample.absolute(), settings), progress))
+
+    def prove(self, model: Path, sample: Path, profile: Profile, plan: Plan, out: Path, progress: Progress) -> Proof:
+        """The proof; the patched checkpoint is in `out`."""
+        return PROOF.validate_json(self._run(ProveSpec(model.absolute(), sample.absolute(), profile, plan, out.absolute()), progress))
+
+    def _run(self, spec: Spec, progress: Progress) -> bytes:
+        """The stage's result, as JSON.
+
+        Raises:
+            StageProblem: the stage failed, or its process died.
+            Cancelled: the process was ended because nobody wants it any more.
+        """
+        self.cancellation.check()
+        (self.folder / SPEC_FILE).write_bytes(SPEC.dump_json(spec))
+        with self.log.open("ab") as log, _started(self.folder, log) as process, self.cancellation.watching(process):
+            problem, done = None, False
+            assert process.stdout is not None
+            for line in process.stdout:
+                match MESSAGE.validate_json(line):
+                    case ProgressMessage(fraction, message):
+                        progress(fraction, message)
+                    case ProblemMessage(found):
+                        problem = found
+                    case ResultMessage():
+                        done = True
+            _wait(process)
+        self.cancellation.check()
+        if problem is not None:
+            raise StageProblem(_with_log(problem, self.log))
+        if not done:
+            raise StageProblem(_with_log(_problem_of_death(spec.stage, process.returncode), self.log))
+        return (self.folder / RESULT_FILE).read_bytes()
+
+
+@contextmanager
+def _started(folder: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """A child process in a session, with an environment and a home of its own; it and all it started are gone after the block."""
+    environment = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith("LC_")}
+    environment |= {
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "PYTHONPATH": str(Path(service.__file__).parents[1]),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "service.child", str(folder), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        cwd=folder,
+        env=environment,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            end_group(process)
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    """Let a process that has said all end by itself, for a while."""
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        end_group(process)
+        process.wait()
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _problem_of_death(stage: str, returncode: int) -> ProblemDocument:
+    if returncode == -signal.SIGKILL:
+        return out_of_memory(stage, "its process was killed")
+    how = f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"
+    detail = f"the process of the stage {stage!r} {how} before it had a result; the job's log has the rest. Please report it with the log."
+    return ProblemDocument(INTERNAL, "The service made a mistake", 500, detail, {"stage": stage, "returncode": returncode})
+
+
+def _with_log(document: ProblemDocument, log: Path) -> ProblemDocument:
+    """Name the log where it has more than the document."""
+    if document.status < 500:
+        return document
+    return replace(document, facts=document.facts | {"log": str(log)})
+
+
+def _unheard(fraction: float, message: str) -> None:
+    """Progress of a stage too short to show any."""

@@ -1,0 +1,162 @@
+"""Files by the digest of their bytes: written once, never changed, the same bytes twice are one file."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp, mkstemp
+from typing import BinaryIO, Literal
+
+from service.problems import Problem
+
+Kind = Literal["models", "samples", "profiles", "checkpoints"]
+SUFFIXES: dict[Kind, str] = {"models": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
+
+
+class StorageFull(Problem):
+    """The disk of the data folder is full."""
+
+    kind, title, status = "storage-full", "The disk is full", 507
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service has no room left on its disk, and kept nothing of this file. Free space in its data folder, then try again."
+        )
+
+
+class TooLarge(Problem):
+    """A file is larger than the service takes."""
+
+    kind, title, status = "too-large", "The file is too large", 413
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the file is larger than the {limit_bytes:,} bytes this service takes. Send a smaller one, or raise MEMFIT_MAX_UPLOAD_BYTES.",
+            limit_bytes=limit_bytes,
+        )
+
+
+class Draft:
+    """A file on its way into the store: hashed while it is written, gone unless it is kept."""
+
+    def __init__(self, file: BinaryIO, path: Path, limit_bytes: int | None) -> None:
+        self.path, self.size = path, 0
+        self._file, self._hash, self._limit_bytes = file, hashlib.sha256(), limit_bytes
+
+    def write(self, data: bytes) -> None:
+        """Append bytes.
+
+        Raises:
+            TooLarge: more than the limit.
+            StorageFull: no room on the disk.
+        """
+        self.size += len(data)
+        if self._limit_bytes is not None and self.size > self._limit_bytes:
+            raise TooLarge(self._limit_bytes)
+        self._hash.update(data)
+        with full_disk_is_a_problem():
+            self._file.write(data)
+
+    def finish(self) -> None:
+        """Bring all bytes to the disk: what is kept survives a power cut."""
+        with full_disk_is_a_problem():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class Store:
+    """A folder of content-addressed files, `KIND/ab/abcd….SUFFIX`, and a folder `work` for what is in progress, on the same disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._work, self._logs = self.root / "work", self.root / "logs"
+
+    def open(self) -> None:
+        """Make the folders and throw away the work of a server that died. Only the one owner of the folder may call this."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        self._logs.mkdir(exist_ok=True)
+
+    def log(self, name: str) -> Path:
+        """Where the processes of a job, or of an upload, leave what they print."""
+        return self._logs / f"{name}.log"
+
+    def path(self, kind: Kind, digest: str) -> Path:
+        return self.root / kind / digest[:2] / f"{digest}{SUFFIXES[kind]}"
+
+    @contextmanager
+    def draft(self, kind: Kind, limit_bytes: int | None = None) -> Iterator[Draft]:
+        """A draft that is removed at the end of the block if it was not kept."""
+        with full_disk_is_a_problem():
+            descriptor, name = mkstemp(dir=self._work, suffix=SUFFIXES[kind])
+            path = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    yield Draft(file, path, limit_bytes)
+            finally:
+                path.unlink(missing_ok=True)
+
+    def keep(self, kind: Kind, draft: Draft) -> Path:
+        """Move a finished draft to its place. Files of one digest are equal, so it may replace an older one."""
+        return self._place(kind, draft.path, draft.digest)
+
+    def keep_bytes(self, kind: Kind, data: bytes) -> str:
+        """Write bytes to their place; their digest."""
+        with self.draft(kind) as draft:
+            draft.write(data)
+            draft.finish()
+            self.keep(kind, draft)
+            return draft.digest
+
+    def keep_file(self, kind: Kind, file: Path) -> str:
+        """Move a file of a workspace to its place; its digest."""
+        with full_disk_is_a_problem(), file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            os.fsync(opened.fileno())
+        self._place(kind, file, digest)
+        return digest
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """An empty folder that is gone after the block."""
+        with full_disk_is_a_problem():
+            folder = Path(mkdtemp(dir=self._work))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _place(self, kind: Kind, file: Path, digest: str) -> Path:
+        place = self.path(kind, digest)
+        with full_disk_is_a_problem():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+            _sync_folder(place.parent)
+        return place
+
+
+@contextmanager
+def full_disk_is_a_problem() -> Iterator[None]:
+    """Within the block, a disk or quota that is full raises `StorageFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,243 @@
+"""Models and samples: uploaded once, known by the digest of their bytes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Generic, TypeVar
+from uuid import uuid4
+
+from fastapi import APIRouter, Path, Request, Response, status
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from models import ModelRecord, SampleRecord
+from service.archive import check_archive
+from service.context import Context, ContextDep
+from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
+from service.problem_answers import RESPONSES
+from service.problems import InvalidRequest, NotFound
+from service.receive import media_type, receive_body, receive_parts
+from service.sample_file import read_sample
+from service.stage_process import Cancellation, StageProblem, Stages
+from service.store import Draft
+from service.summary import ModelInput, ModelParameter, ModelSummary, SampleSummary, SampleTensor
+
+Summary = TypeVar("Summary", ModelSummary, SampleSummary)
+DIGEST = "SHA-256 of the file, in hex."
+DigestPath = Annotated[str, Path(description=DIGEST, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])]
+
+
+# ---- schemas
+
+
+class ModelAnswer(BaseModel):
+    """A stored model: what it takes, gives and holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description=DIGEST)
+    bytes: int = Field(description="Size of the file.")
+    inputs: tuple[ModelInput, ...] = Field(description="What it takes; an axis of null may have any size.")
+    outputs: tuple[str, ...] = Field(description="What it gives; a loss output:NAME may use one.")
+    parameters: tuple[ModelParameter, ...]
+    buffers_bytes: int
+    operations: dict[str, int] = Field(description="How often each kind of operation occurs.")
+    created_at: datetime
+
+
+class SampleAnswer(BaseModel):
+    """A stored sample: its tensors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description=DIGEST)
+    bytes: int = Field(description="Size of the file.")
+    count: int = Field(description="Samples: the first axis of every tensor.")
+    tensors: tuple[SampleTensor, ...]
+    created_at: datetime
+
+
+# ---- queries
+
+
+@dataclass(frozen=True)
+class Upload(Generic[Summary]):
+    """A file that was found good, and is not kept yet."""
+
+    draft: Draft
+    summary: Summary
+
+
+def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
+    """Check an uploaded model; one that is stored already was checked then.
+
+    Raises:
+        BadModel: it is no `.pt2`, or damaged.
+        StageProblem: it cannot be read as a program that trains.
+    """
+    draft.finish()
+    with context.database.reading() as session:
+        record = session.get(ModelRecord, draft.digest)
+    if record is not None:
+        return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json))
+    check_archive(draft.path)
+    log = context.store.log(f"upload-{uuid4()}")
+    with context.inspections, context.store.workspace() as folder:
+        try:
+            summary = Stages(folder, log, Cancellation()).inspect(draft.path)
+        except StageProblem as problem:
+            if not problem.names_log:
+                log.unlink()
+            raise
+    log.unlink()
+    return Upload(draft, summary)
+
+
+def examine_sample(context: Context, draft: Draft) -> Upload[SampleSummary]:
+    """Check an uploaded sample.
+
+    Raises:
+        BadSample: it is no safetensors file, or its values cannot be used.
+    """
+    draft.finish()
+    return Upload(draft, read_sample(draft.path))
+
+
+def keep_model(context: Context, session: Session, upload: Upload[ModelSummary]) -> tuple[ModelRecord, bool]:
+    """The record of an upload, and whether it is new."""
+    record = session.get(ModelRecord, upload.draft.digest)
+    if record is not None:
+        return record, False
+    context.store.keep("models", upload.draft)
+    record = ModelRecord(digest=upload.draft.digest, bytes=upload.draft.size, summary_json=MODEL_SUMMARY.dump_json(upload.summary).decode())
+    session.add(record)
+    session.flush()
+    return record, True
+
+
+def keep_sample(context: Context, session: Session, upload: Upload[SampleSummary]) -> tuple[SampleRecord, bool]:
+    """The record of an upload, and whether it is new."""
+    record = session.get(SampleRecord, upload.draft.digest)
+    if record is not None:
+        return record, False
+    context.store.keep("samples", upload.draft)
+    record = SampleRecord(
+        digest=upload.draft.digest, bytes=upload.draft.size, summary_json=SAMPLE_SUMMARY.dump_json(upload.summary).decode()
+    )
+    session.add(record)
+    session.flush()
+    return record, True
+
+
+def find_model(session: Session, digest: str) -> ModelRecord:
+    """
+    Raises:
+        NotFound: there is none.
+    """
+    record = session.get(ModelRecord, digest)
+    if record is None:
+        raise NotFound("model", digest, "Upload it with POST /v1/models; its answer has the id.")
+    return record
+
+
+def find_sample(session: Session, digest: str) -> SampleRecord:
+    """
+    Raises:
+        NotFound: there is none.
+    """
+    record = session.get(SampleRecord, digest)
+    if record is None:
+        raise NotFound("sample", digest, "Upload it with POST /v1/samples; its answer has the id.")
+    return record
+
+
+# ---- routes
+
+router = APIRouter(prefix="/v1", responses=RESPONSES)
+FILE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+        },
+    }
+}
+
+
+@router.post("/models", status_code=status.HTTP_201_CREATED, tags=["models"], openapi_extra=FILE_BODY)
+async def upload_model(request: Request, response: Response, context: ContextDep) -> ModelAnswer:
+    """Take in a model: a `.pt2` file as torch.export.save writes it, raw or as the part `file`. 200 if it was here before."""
+    with context.store.draft("models", context.settings.max_upload_bytes) as draft:
+        await _receive_file(request, draft)
+
+        def keep() -> tuple[ModelAnswer, bool]:
+            upload = examine_model(context, draft)
+            with context.database.transaction() as session:
+                record, new = keep_model(context, session, upload)
+                return _model_answer(record), new
+
+        answer, new = await run_in_threadpool(keep)
+    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
+    response.headers["location"] = f"/v1/models/{answer.id}"
+    return answer
+
+
+@router.get("/models/{id}", tags=["models"])
+def get_model(id: DigestPath, context: ContextDep) -> ModelAnswer:
+    """What a stored model takes, gives and holds."""
+    with context.database.reading() as session:
+        return _model_answer(find_model(session, id))
+
+
+@router.post("/samples", status_code=status.HTTP_201_CREATED, tags=["samples"], openapi_extra=FILE_BODY)
+async def upload_sample(request: Request, response: Response, context: ContextDep) -> SampleAnswer:
+    """Take in a sample: a safetensors file with inputs.0, inputs.1, … and targets, raw or as the part `file`. 200 if it was here before."""
+    with context.store.draft("samples", context.settings.max_upload_bytes) as draft:
+        await _receive_file(request, draft)
+
+        def keep() -> tuple[SampleAnswer, bool]:
+            upload = examine_sample(context, draft)
+            with context.database.transaction() as session:
+                record, new = keep_sample(context, session, upload)
+                return _sample_answer(record), new
+
+        answer, new = await run_in_threadpool(keep)
+    response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
+    response.headers["location"] = f"/v1/samples/{answer.id}"
+    return answer
+
+
+@router.get("/samples/{id}", tags=["samples"])
+def get_sample(id: DigestPath, context: ContextDep) -> SampleAnswer:
+    """The tensors of a stored sample."""
+    with context.database.reading() as session:
+        return _sample_answer(find_sample(session, id))
+
+
+async def _receive_file(request: Request, draft: Draft) -> None:
+    if media_type(request) != "multipart/form-data":
+        await receive_body(request, draft.write)
+    elif not await receive_parts(request, {"file": draft.write}):
+        raise InvalidRequest("the body has no part 'file'. Send the file as that part, or as the whole body.")
+
+
+def _model_answer(record: ModelRecord) -> ModelAnswer:
+    summary = MODEL_SUMMARY.validate_json(record.summary_json)
+    return ModelAnswer(
+        id=record.digest,
+        bytes=record.bytes,
+        inputs=summary.inputs,
+        outputs=summary.outputs,
+        parameters=summary.parameters,
+        buffers_bytes=summary.buffers_bytes,
+        operations=summary.operations,
+        created_at=record.created_at,
+    )
+
+
+def _sample_answer(record: SampleRecord) -> SampleAnswer:
+    summary = SAMPLE_SUMMARY.validate_json(record.summary_json)
+    return SampleAnswer(id=record.digest, bytes=record.bytes, count=summary.count, tensors=summary.tensors, created_at=record.created_at)
