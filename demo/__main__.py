@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import httpx
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -20,8 +21,11 @@ from demo.report import mebibytes, table
 DIRECTORY = Path(".demo")
 MODEL, SAMPLE, CHECKPOINT = (DIRECTORY / name for name in ("digits.pt2", "sample.safetensors", "planned.pt2"))
 REQUEST = {"budget": "25%", "optimizer": {"name": "sgd", "momentum": MOMENTUM}, "loss": "cross_entropy", "batch_norm": "frozen"}
+# One thread, as on a small device: tensors are so small here that a second gains nothing, and two that wait for one another lose much.
+THREADS = 1
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(THREADS), "KINETO_LOG_LEVEL": "99"}  # the latter keeps the profiler from printing
 
-console = Console()
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def prepare() -> None:
@@ -56,22 +60,24 @@ def fine_tune(method: Method) -> Outcome:
     """Fine-tune in a fresh process, as on a device."""
     source = CHECKPOINT if method == "memfit" else MODEL
     command = [sys.executable, "-m", "demo.finetune", method, str(source)]
-    return Outcome(**json.loads(subprocess.check_output(command, env=os.environ | {"KINETO_LOG_LEVEL": "99"})))
+    return Outcome(**json.loads(subprocess.check_output(command, env=ENVIRONMENT)))
 
 
 def main() -> int:
     start = time.monotonic()
+    torch.set_num_threads(THREADS)
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir()
     prepare()
     console.print("Starting the service …")
-    with server.running(DIRECTORY / "service", DIRECTORY / "service.log") as address, httpx.Client(base_url=address, timeout=60) as service:
+    running = server.running(DIRECTORY / "service", DIRECTORY / "service.log", ENVIRONMENT)
+    with running as address, httpx.Client(base_url=address, timeout=60) as service:
         console.print(f"Asking {address}/v1/plans for a plan in {REQUEST['budget']} of the plain step's peak …")
         plan = client.ask_for_plan(service, MODEL, SAMPLE, REQUEST)
         follow(service, plan["job"])
         plan = client.plan(service, plan["id"])
         if plan["state"] != "ready":
-            console.print(f"The plan is {plan['state']}: {plan['problem']['detail']}", markup=False, soft_wrap=True)
+            console.print(f"The plan is {plan['state']}: {plan['problem']['detail']}", markup=False)
             return 1
         client.download_checkpoint(service, plan["id"], CHECKPOINT)
         console.print(f"  {mebibytes(plan['budget_bytes'])} planned with fidelity {plan['fidelity']:.3f}; the checkpoint is {CHECKPOINT}")

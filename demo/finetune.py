@@ -22,10 +22,9 @@ from demo.network import DigitNet
 from demo.training import accuracy
 
 Method = Literal["plain", "memfit", "last-layer"]
-EPOCHS = 16
+EPOCHS = 12
 BATCH_SIZE = 128
 MOMENTUM = 0.9
-THREADS = 1  # as on a small device; tensors are so small here that a second thread gains nothing
 LR = 0.008
 LAST_LAYER_LR = 0.1  # the last layer alone bears, and needs, a greater one
 
@@ -78,7 +77,6 @@ def make_step(method: Method, checkpoint: Path) -> tuple[nn.Module, PlainStep | 
 
 def fine_tune(method: Method, checkpoint: Path) -> Outcome:
     """Tune by one method, measure the first steps, and judge the tuned weights in the original network."""
-    torch.set_num_threads(THREADS)
     digits = data.load()
     torch.manual_seed(0)
     net, step = make_step(method, checkpoint)

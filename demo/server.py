@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +16,16 @@ START_SECONDS = 60.0
 
 
 @contextmanager
-def running(data: Path, log: Path) -> Iterator[str]:
+def running(data: Path, log: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """Run `memfit serve`, its files under `data`; give its address once it answers, and end it afterwards."""
     port = free_port()
     address = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "service.cli", "serve", "--host", HOST, "--port", str(port), "--data", str(data)]
     # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as process:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True) as process,
+    ):
         try:
             wait_until_healthy(address, process, log)
             yield address

@@ -43,6 +43,7 @@ def training_module(program: torch.export.ExportedProgram, batch_norm: BatchNorm
     # `ExportedProgram.module` forbids both, since its dropout and batch norm could not follow; these do.
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
+    _own_parameters(module)
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
@@ -118,6 +119,15 @@ def _replace_attention(module: GraphModule, node: Node) -> None:
     values = arguments(node)
     attention = Attention(values["dropout_p"], values["is_causal"], values["scale"], values["enable_gqa"])
     _call_module(module, node, attention, tuple(values[name] for name in ("query", "key", "value", "attn_mask")))
+
+
+def _own_parameters(module: GraphModule) -> None:
+    """Give the module parameters of its own on the program's tensors, all of them to train: what is frozen here stays so only here."""
+    own: dict[int, nn.Parameter] = {}
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        owner, _, attribute = name.rpartition(".")
+        own.setdefault(id(parameter), nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point()))
+        setattr(module.get_submodule(owner), attribute, own[id(parameter)])
 
 
 def _counts_batches(node: Node, module: GraphModule) -> bool:

@@ -74,8 +74,8 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     if held_by or masks:
         raise ValueError(f"the plan names {', '.join([*held_by, *masks])}, which cannot be held as it says")
     trained = set(recipe.trained)
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        parameter.requires_grad_(name in trained)
+    for name, parameter in module.named_parameters():  # a tied one under its first name
+        parameter.requires_grad_(name in trained and parameter.is_floating_point())
     module.graph.lint()
     module.recompile()
     return module

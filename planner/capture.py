@@ -6,6 +6,7 @@ The graph is the model: whatever `torch.export` writes down can be planned, exce
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,17 +59,23 @@ class TrainingGraph:
             ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path) or "0" for path, _ in leaves
         )
 
+    @cached_property
+    def canonical_names(self) -> dict[str, str]:
+        """For every name of a parameter its first, which stands for it: a tied one has several."""
+        first = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        return {name: first[id(parameter)] for name, parameter in self.module.named_parameters(remove_duplicate=False)}
+
     def parameter_names(self, operation: Node) -> tuple[str, ...]:
         """Names of the parameters that an operation reads itself."""
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        return tuple(str(node.target) for node in operation.all_input_nodes if node.op == "get_attr" and node.target in parameters)
+        read = (str(node.target) for node in operation.all_input_nodes if node.op == "get_attr")
+        return tuple(self.canonical_names[name] for name in read if name in self.canonical_names)
 
     def weight_of(self, operation: Node) -> str | None:
         """The parameter whose gradient needs the operation's input, for one that may hold its input in a form."""
         if not holds_its_input(self.module, operation):
             return None
         weight = operation.args[1] if len(operation.args) > 1 else None
-        return str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else None
+        return self.canonical_names.get(str(weight.target)) if isinstance(weight, Node) and weight.op == "get_attr" else None
 
     def may_hold_bits(self, operation: Node) -> bool:
         return may_hold_bits(self.module, operation)

@@ -1,9 +1,11 @@
 """Gradient energy, and what each form loses of it, on real batches.
 
 A form's loss is measured: the weight gradient is worked out from the restored activation and the exact output gradient, and
-compared with the exact one. No other gradient is touched by a form, so losses of different forms add up.
+compared with the exact one. No other gradient is touched by a form, so losses of different forms add up; for a tied weight,
+whose errors meet in one gradient, an upper limit stands in their place.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -99,6 +101,8 @@ def measure_energies(
     energies = Energies({}, {value: [Measured(c, {}) for c in each] for value, each in candidates.items()})
     holders = {name: value for value, each in holders_of_values(graph).items() if value in candidates for name in each}
     done, total = 0, max(1, len(holders) * len(batches))
+    weights = {node.name: str(graph.weight_of(node)) for node in graph.operations if node.name in holders}
+    uses = Counter(weights.values())
     first = {each[0] for each in holders_of_values(graph).values()}
     held: dict[str, list[Held]] = {}
     module = without_dropout(graph.rewritten(graph.exact_recipe(loss)))
@@ -106,13 +110,15 @@ def measure_energies(
     def observe(node: Node, args: tuple[Any, ...], result: Any) -> None:
         if node.name not in holders or not isinstance(result, Tensor) or not result.requires_grad:
             return
-        x, weight = args[0].detach(), str(node.args[1].target)  # type: ignore[union-attr]
+        x, weight = args[0].detach(), weights[node.name]
         value = holders[node.name]
 
         def compare(grad: Tensor) -> None:
             nonlocal done
             with torch.no_grad():
-                _compare(energies.candidates[value], held.setdefault(value, []), weight, x, _weight_gradient(node, args, grad))
+                _compare(
+                    energies.candidates[value], held.setdefault(value, []), weight, uses[weight], x, _weight_gradient(node, args, grad)
+                )
             if node.name in first:
                 del held[value]
             done += 1
@@ -141,7 +147,9 @@ def measure_energies(
     return energies
 
 
-def _compare(measured: list[Measured], held: list[Held], weight: str, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]) -> None:
+def _compare(
+    measured: list[Measured], held: list[Held], weight: str, uses: int, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
+) -> None:
     exact = weight_gradient(x)
     decompose = _remembering(x)
     for number, each in enumerate(measured):
@@ -151,7 +159,8 @@ def _compare(measured: list[Measured], held: list[Held], weight: str, x: Tensor,
         restored = each.candidate.form.restore(held[number], x.shape, 0, x.shape[0])
         each.seconds = perf_counter() - started
         lost = float((exact - weight_gradient(restored)).double().square().sum())
-        each.lost_energy[weight] = each.lost_energy.get(weight, 0.0) + lost
+        # The errors of a weight used several times may point the same way: ‖Σ eᵢ‖² ≤ uses · Σ ‖eᵢ‖².
+        each.lost_energy[weight] = each.lost_energy.get(weight, 0.0) + uses * lost
 
 
 def _remembering(x: Tensor) -> Decompose:

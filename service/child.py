@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -74,7 +75,8 @@ def problem_of(error: Exception, spec: Spec) -> ProblemDocument:
     """The problem to report. A traceback stays in the log: its last line, the stage and the log's name are what users see."""
     document = document_of(error)
     if document.kind != INTERNAL:
-        return document
+        print(document.facts.get("stderr", ""), file=sys.stderr)  # of a process that measured: it belongs into the log
+        return replace(document, facts={name: fact for name, fact in document.facts.items() if name != "stderr"})
     last_line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return out_of_memory(spec.stage, last_line)

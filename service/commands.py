@@ -160,7 +160,7 @@ def _stages() -> Iterator[Stages]:
             if problem.names_log:
                 kept = Path(tempfile.mkstemp(prefix="memfit-", suffix=".log")[1])
                 shutil.copyfile(log, kept)
-                raise problem.with_log(kept) from None
+                raise problem.with_log(str(kept)) from None
             raise
 
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from planner.errors import PlannerError
 from service.problems import INTERNAL, InvalidRequest, Problem, ProblemDocument, document_of
@@ -38,7 +39,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def install(app: FastAPI) -> None:
     """Let every error of the app be answered by `answer_with_problem`."""
-    for kind in (Problem, PlannerError, RequestValidationError, HTTPException, Exception):
+    for kind in (Problem, PlannerError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, answer_with_problem)
 
 
@@ -51,6 +52,8 @@ async def answer_with_problem(request: Request, error: Exception) -> JSONRespons
             phrase = HTTPStatus(error.status_code).phrase
             detail = f"{request.method} {request.url.path}: {error.detail}. The calls are described at /docs."
             document = ProblemDocument(phrase.lower().replace(" ", "-"), phrase, error.status_code, detail, {})
+        case ClientDisconnect():  # nobody reads this
+            document = ProblemDocument("client-disconnect", "The client went away", 400, "The body was cut short. Send it again.", {})
         case _:
             document = document_of(error)
     if document.kind == INTERNAL:

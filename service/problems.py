@@ -87,7 +87,7 @@ def document_of(error: Exception) -> ProblemDocument:
         case Problem():
             return error.document
         case PlannerError():
-            status = 500 if isinstance(error, UnverifiedPlan) else 422
+            status = 500 if isinstance(error, UnverifiedPlan) or type(error) is PlannerError else 422
             return ProblemDocument(error.kind, error.title, status, str(error), to_jsonable_python(dict(error.facts), fallback=str))
         case _:
             detail = "the service made a mistake, which its log describes. Please report it with the log."

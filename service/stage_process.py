@@ -53,7 +53,7 @@ class StageProblem(Problem):
         """Whether the document sends its reader to the log."""
         return "log" in self._document.facts
 
-    def with_log(self, log: Path) -> "StageProblem":
+    def with_log(self, log: str) -> "StageProblem":
         """The same, for a reader who finds the log elsewhere."""
         return StageProblem(_with_log(self._document, log))
 
@@ -148,9 +148,9 @@ class Stages:
             _wait(process)
         self.cancellation.check()
         if problem is not None:
-            raise StageProblem(_with_log(problem, self.log))
+            raise StageProblem(_with_log(problem, self.log.name))
         if not done:
-            raise StageProblem(_with_log(_problem_of_death(spec.stage, process.returncode), self.log))
+            raise StageProblem(_with_log(_problem_of_death(spec.stage, process.returncode), self.log.name))
         return (self.folder / RESULT_FILE).read_bytes()
 
 
@@ -205,11 +205,11 @@ def _problem_of_death(stage: str, returncode: int) -> ProblemDocument:
     return ProblemDocument(INTERNAL, "The service made a mistake", 500, detail, {"stage": stage, "returncode": returncode})
 
 
-def _with_log(document: ProblemDocument, log: Path) -> ProblemDocument:
+def _with_log(document: ProblemDocument, log: str) -> ProblemDocument:
     """Name the log where it has more than the document."""
     if document.status < 500:
         return document
-    return replace(document, facts=document.facts | {"log": str(log)})
+    return replace(document, facts=document.facts | {"log": log})
 
 
 def _unheard(fraction: float, message: str) -> None:

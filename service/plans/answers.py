@@ -59,8 +59,10 @@ class PlanContent(BaseModel):
     problem: dict[str, Any] | None = Field(None, description="When failed or infeasible: why, as a problem document.")
 
 
-class PlanAnswer(PlanContent):
-    """A plan, as far as it has come."""
+class PlanOrigin(BaseModel):
+    """Where a plan came from."""
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     model: str
@@ -68,6 +70,10 @@ class PlanAnswer(PlanContent):
     profile: str
     job: str | None = Field(description="The job that carries it on; null if none was needed.")
     created_at: datetime
+
+
+class PlanAnswer(PlanContent, PlanOrigin):
+    """A plan, as far as it has come."""
 
 
 class PlanSummary(BaseModel):

@@ -34,13 +34,15 @@ class Running:
         context: Context = self.server.app.state.context
         return context
 
-    def until(self, path: str, found: Callable[[dict[str, Any]], bool], seconds: float = 60.0) -> dict[str, Any]:
+    def until(self, path: str, found: Callable[[dict[str, Any]], bool], seconds: float = 150.0) -> dict[str, Any]:
         """Ask again and again until the answer is as wanted."""
         deadline = monotonic() + seconds
-        while not found(answer := self.client.get(path).raise_for_status().json()):
+        while True:
+            answer: dict[str, Any] = self.client.get(path).raise_for_status().json()
+            if found(answer):
+                return answer
             assert monotonic() < deadline, f"still {answer.get('state')} after {seconds} s: {answer}"
             sleep(0.02)
-        return answer
 
     def files(self) -> set[str]:
         """All that is kept, or was left behind, beside the database, its lock and the logs of jobs."""

@@ -72,7 +72,11 @@ def test_a_job_that_ran_when_the_server_stopped_is_done_by_the_next(tmp_path: Pa
 def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, model_file: Path, sample_file: Path) -> None:
     data = tmp_path / "data"
     with serving(data) as (process, client):
-        files = {"request": (None, '{"budget": "70%"}'), "model": model_file.read_bytes(), "sample": sample_file.read_bytes()}
+        files: dict[str, Any] = {
+            "request": (None, '{"budget": "70%"}'),
+            "model": model_file.read_bytes(),
+            "sample": sample_file.read_bytes(),
+        }
         plan = client.post("/v1/plans", files=files).raise_for_status().json()
         until(lambda: profiling(client.get(f"/v1/plans/{plan['id']}").json()))
         process.kill()
@@ -94,7 +98,7 @@ def test_a_stage_that_is_killed_fails_its_job_and_the_service_goes_on(tmp_path: 
         assert (plan["state"], plan["problem"]["type"]) == ("failed", "/problems/out-of-memory")
         job = service.client.get(f"/v1/jobs/{plan['job']}").json()
         assert (job["state"], job["problem"]) == ("failed", plan["problem"])
-        assert Path(job["problem"]["log"]).exists()
+        assert (service.context.store.root / "logs" / job["problem"]["log"]).exists()
         again = begin(service, model_file, sample_file)
         assert again["profile"] == plan["profile"]
         service.until(f"/v1/plans/{again['id']}", profiling)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from tests.service.running import Running, post_plan, problem, running
+from tests.service.running import Running, post_plan, problem, running, until
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,17 @@ def test_samples_that_are_none(service: Running, sample_file: Path) -> None:
     problem(service.client.post("/v1/samples", content=sample_file.read_bytes()[:-1]), 422, "bad-sample")
     problem(service.client.post("/v1/samples", files={"file": pickle.dumps(1)}), 422, "bad-sample")
     assert service.files() == before
+
+
+@pytest.mark.parametrize("path", ["/v1/samples", "/v1/models", "/v1/plans"])
+def test_a_client_that_goes_away_leaves_nothing(service: Running, path: str) -> None:
+    before = service.files()
+    host, port = service.server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=edge\r\nContent-Length: 1000000\r\n\r\n"
+        client.sendall(head.encode() + b'--edge\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + bytes(5000))
+        until(lambda: service.files() != before)
+    until(lambda: service.files() == before)
 
 
 def test_a_file_larger_than_allowed(tmp_path: Path, sample_file: Path) -> None:

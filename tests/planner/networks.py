@@ -1,0 +1,96 @@
+"""Networks with what is awkward: branches, in-place rectifiers, groups, uneven padding, dropout, attention, shared inputs."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from planner.capture import TrainingGraph, capture
+from planner.profile import Profile
+from planner.profiling import make_profile
+from planner.request import ProfileSettings
+
+F = torch.nn.functional
+
+
+class Convolutional(nn.Module):
+    """Residual, depthwise, grouped, `same` with an even kernel, reflecting padding, all rectifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, (3, 5), stride=(1, 2), padding=(1, 2), bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8)
+        self.grouped = nn.Conv2d(8, 8, (2, 4), padding="same", groups=2)
+        self.reflecting = nn.Conv2d(8, 16, 3, padding=1, padding_mode="reflect")
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(16, 5)
+        self.tied = nn.Linear(16, 5)
+        self.tied.weight = self.head.weight
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu6(self.norm(self.stem(image)), inplace=True)
+        x = x + F.leaky_relu(self.depthwise(x), 0.1, inplace=True)
+        x = F.relu(self.grouped(x)) + x
+        x = F.max_pool2d(F.relu(self.reflecting(x)), 2)
+        x = self.dropout(x.mean((2, 3)))
+        result: Tensor = self.head(x) + self.tied(x)
+        return result
+
+
+class Attending(nn.Module):
+    """One block with q, k and v from one input; returns its own loss in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 12)
+        self.position = nn.Parameter(torch.randn(6, 12) * 0.1)
+        self.norm = nn.LayerNorm(12)
+        self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
+        self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = self.embedding(tokens) + self.position
+        y = self.norm(x)
+        q, k, v = (layer(y).unflatten(-1, (3, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        x = x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        x = x + self.down(F.gelu(self.up(x)))
+        logits = self.head(x.mean(1))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def convolutional_sample(batch: int = 8) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {"inputs.0": torch.randn(batch, 3, 12, 20), "targets": torch.randint(5, (batch,))}
+
+
+def attending_sample(batch: int = 6) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return {"inputs.tokens": torch.randint(11, (batch, 6)), "inputs.labels": torch.randint(3, (batch,))}
+
+
+def export(model: nn.Module, sample: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    inputs = tuple(tensor for name, tensor in sample.items() if name != "targets")
+    with warnings.catch_warnings(action="ignore"):  # torch warns of the uneven `same` padding
+        return _export(model, inputs)
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    return torch.export.export(model, inputs, dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs))
+
+
+def graph_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[TrainingGraph, dict[str, Tensor], str]:
+    """A graph with weights of its own, a sample, and its loss."""
+    torch.manual_seed(0)
+    if name == "convolutional":
+        model, sample, loss = Convolutional(), convolutional_sample(), "cross_entropy"
+        model.norm.running_mean, model.norm.running_var = torch.randn(8) * 0.1, torch.rand(8) + 0.5
+    else:
+        model, sample, loss = Attending(), attending_sample(), "output:loss"
+    sample = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in sample.items()}
+    return capture(export(model.to(dtype).train(), sample)), sample, loss
+
+
+def profile_of(graph: TrainingGraph, sample: dict[str, Tensor], loss: str) -> Profile:
+    return make_profile(graph, sample, ProfileSettings(loss=loss), lambda fraction, message: None)

@@ -1,0 +1,230 @@
+"""Whole plans of real networks: gradients, bytes and peaks as promised, by measurement."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import memfit
+from memfit.checkpoint import apply
+from memfit.losses import loss_of
+from planner.capture import TrainingGraph
+from planner.errors import BadSample, InfeasibleBudget
+from planner.patching import recipe_of
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.record import record
+from planner.request import Budget, Optimizer, PlanRequest
+from planner.sample import batches_of
+from planner.solver import plain_peak_bytes, solve
+from planner.verification import prove
+from tests.planner.networks import graph_of, profile_of
+
+NAMES = ("convolutional", "attending")
+Case = tuple[TrainingGraph, dict[str, Tensor], Profile]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest) -> Case:
+    graph, sample, loss = graph_of(request.param)
+    return graph, sample, profile_of(graph, sample, loss)
+
+
+def request(share: float, **rest: object) -> PlanRequest:
+    return PlanRequest(Budget(share=share), **rest)  # type: ignore[arg-type]
+
+
+def gradients(model: nn.Module, sample: dict[str, Tensor], loss: str) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    targets = sample.get("targets")
+    inputs = [tensor for name, tensor in sample.items() if name != "targets"]
+    model.zero_grad()
+    loss_of(loss, model(*inputs), targets).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lossless_plans_have_the_gradients_of_the_original(name: str) -> None:
+    graph, sample, loss = graph_of(name, torch.float64)
+    profile = profile_of(graph, sample, loss)
+    truth = gradients(graph.module, sample, loss)
+    # Every mask there is, and then none.
+    masks = tuple(f.value for a in profile.activations for f in a.forms if f.options and f.options[0].technique == "mask")
+    exact = graph.exact_recipe(loss)
+    for recipe in (exact, dataclasses.replace(exact, masks=masks)):
+        ours = gradients(graph.rewritten(recipe), sample, loss)
+        assert ours.keys() == truth.keys()
+        for parameter, gradient in truth.items():
+            assert float((ours[parameter] - gradient).norm() / gradient.norm()) <= 1e-10, parameter
+    assert masks or name == "attending"
+
+
+def test_the_whole_budget_gives_an_exact_plan(case: Case) -> None:
+    graph, sample, profile = case
+    plan = solve(profile, request(1.0))
+    assert plan.fidelity == 1.0 and plan.bound == 1.0
+    truth = gradients(graph.module, sample, profile.loss)
+    ours = gradients(apply(graph.program, recipe_of(profile, plan)), sample, profile.loss)
+    for parameter, gradient in truth.items():
+        torch.testing.assert_close(ours[parameter], gradient, msg=parameter)
+
+
+def tight_plan(profile: Profile, optimizer: Optimizer = Optimizer()) -> Plan:
+    """A plan with little more room than the least, but in which much still trains."""
+    try:
+        solve(profile, PlanRequest(Budget(amount_bytes=profile.static_bytes // 2), optimizer))
+    except InfeasibleBudget as error:
+        least = error.least_budget_bytes
+    peak = plain_peak_bytes(profile, optimizer)
+    return solve(profile, PlanRequest(Budget(amount_bytes=least + (peak - least) // 2), optimizer))
+
+
+def agrees(fidelity: float, plan: Plan, profile: Profile) -> bool:
+    """Whether measured fidelity is the predicted; with tied weights, whose loss is an upper limit, at least that."""
+    tied = any(sum(p in operation.parameters for operation in profile.operations) > 1 for p in ("head.weight", "tied.weight"))
+    return fidelity >= plan.fidelity - 1e-3 and (tied or fidelity <= plan.fidelity + 1e-3)
+
+
+def test_measured_fidelity_is_the_predicted(case: Case) -> None:
+    graph, sample, profile = case
+    plan = tight_plan(profile)
+    assert plan.fidelity < 1
+    module, plain = apply(graph.program, recipe_of(profile, plan)), graph.module
+    for model in (module, plain):
+        for child in model.modules():
+            if "Dropout" in type(child).__name__:
+                child.eval()
+    truth, ours = gradients(plain, sample, profile.loss), gradients(module, sample, profile.loss)
+    lost = sum(float((g - ours[name] if name in ours else g).double().square().sum()) for name, g in truth.items())
+    fidelity = 1 - lost / sum(float(g.double().square().sum()) for g in truth.values())
+    plain.train()
+    assert agrees(fidelity, plan, profile)
+
+
+def test_what_is_held_is_what_the_plan_says(case: Case) -> None:
+    """Bytes autograd keeps, from its own hooks, against the plan's account of them."""
+    graph, sample, profile = case
+    plan = tight_plan(profile)
+    module = apply(graph.program, recipe_of(profile, plan))
+    static = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers(), *sample.values())}
+    batch = batches_of(sample, graph.inputs, profile.loss, None)[0]
+    static |= {t.untyped_storage().data_ptr() for t in batch.inputs}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in static:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = module(*batch.inputs)
+    passing = {parameter.name for parameter in plan.parameters if parameter.trained}
+    internal = sum(operation.internal_bytes for operation in profile.operations if operation.name != "loss")
+    planned = sum(choice.held_bytes for choice in plan.activations if choice.holders != ("loss",))
+    assert passing
+    del outputs
+    assert sum(kept.values()) <= planned + internal
+    assert sum(kept.values()) >= planned * 0.8 or planned < 2000
+
+
+@pytest.mark.parametrize("optimizer", [Optimizer("sgd", 0.9), Optimizer("adam")], ids=str)
+def test_a_plan_is_proved_in_a_fresh_process(case: Case, optimizer: Optimizer, tmp_path: Path) -> None:
+    graph, sample, profile = case
+    plan = tight_plan(profile, optimizer)
+    model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
+    torch.export.save(graph.program, model)
+    save_file(sample, file)
+    memfit.save(checkpoint, torch.export.load(model), recipe_of(profile, plan))
+    proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
+    assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.1)
+    if proof.measured_peak_bytes > plan.budget_bytes:
+        assert proof.certificate is None and proof.corrections
+        return
+    assert proof.certificate is not None
+    assert agrees(proof.certificate.fidelity, plan, profile)
+    assert proof.certificate.plain.measured_peak_bytes == pytest.approx(plain_peak_bytes(profile, optimizer), rel=0.02)
+    assert 0 < proof.certificate.runtime_bytes < proof.certificate.process_peak_bytes
+
+
+def test_checkpoints_train_with_torch_and_memfit_alone(case: Case, tmp_path: Path) -> None:
+    graph, sample, profile = case
+    plan = tight_plan(profile, Optimizer("sgd", 0.9))
+    checkpoint, inputs = tmp_path / "net.pt2", tmp_path / "inputs.pt"
+    memfit.save(checkpoint, graph.program, recipe_of(profile, plan))
+    torch.save(sample, inputs)
+    code = f"""
+import sys, torch, memfit
+model = memfit.load({str(checkpoint)!r})
+sample = torch.load({str(inputs)!r}, weights_only=True)
+targets = sample.pop("targets", None)
+step = memfit.TrainingStep(model, lr=0.05)
+first = step(tuple(sample.values()), targets)
+for _ in range(20): last = step(tuple(sample.values()), targets)
+assert last < first, (first, last)
+smaller = tuple(tensor[:3] for tensor in sample.values())
+step(smaller, None if targets is None else targets[:3])
+model.eval(); model(*smaller); model.train()
+loaded = {{m.split(".")[0] for m in sys.modules}} & {{"planner", "service", "models", "scipy", "pydantic", "safetensors"}}
+print(first, last, loaded or "alone")
+"""
+    output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True)
+    assert output.split()[-1] == "alone"
+
+
+def test_plain_torch_opens_a_checkpoint_and_the_original_takes_its_weights(case: Case, tmp_path: Path) -> None:
+    graph, _, profile = case
+    path = tmp_path / "net.pt2"
+    memfit.save(path, graph.program, recipe_of(profile, tight_plan(profile)))
+    program = torch.export.load(path)
+    assert program.state_dict.keys() == graph.program.state_dict.keys()
+    assert memfit.load(path).state_dict().keys() == program.state_dict.keys()
+    torch.export.save(graph.program, tmp_path / "plain.pt2")
+    with pytest.raises(ValueError, match="holds no plan"):
+        memfit.load(tmp_path / "plain.pt2")
+
+
+def test_a_plan_for_another_program_is_refused(case: Case) -> None:
+    graph, _, profile = case
+    recipe = dataclasses.replace(recipe_of(profile, tight_plan(profile)), graph="0" * 64)
+    with pytest.raises(ValueError, match="made for another program"):
+        apply(graph.program, recipe)
+
+
+def test_the_record_counts_what_is_allocated() -> None:
+    kept: list[Tensor] = []
+
+    def step() -> None:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        kept.append(b)
+
+    assert record(step).peak_bytes >= 8000
+
+
+def test_samples_that_do_not_fit_are_refused_with_what_fits(case: Case) -> None:
+    graph, sample, profile = case
+    first = next(iter(sample))
+    wrong = {
+        "takes": {**sample, first: sample[first][:, :2]},
+        "has no tensor": {name: tensor for name, tensor in sample.items() if name != first},
+        "which the model does not take": {**sample, "inputs.more": sample[first]},
+        "first axis": {**sample, first: sample[first][:3]},
+    }
+    for message, bad in wrong.items():
+        with pytest.raises(BadSample, match=message):
+            batches_of(bad, graph.inputs, profile.loss, None)
+    with pytest.raises(BadSample, match="fewer than one batch"):
+        batches_of(sample, graph.inputs, profile.loss, 100)
+
+
+def test_values_that_are_not_finite_are_found() -> None:
+    graph, sample, loss = graph_of("convolutional")
+    sample["inputs.0"][2, 1, 0, 3] = float("nan")
+    with pytest.raises(BadSample, match=r"not finite at \[2, 1, 0, 3\]"):
+        batches_of(sample, graph.inputs, loss, None)
