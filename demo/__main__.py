@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -90,17 +91,12 @@ def main() -> int:
         console.print(f"The plan: {address}/v1/plans/{plan['id']}   All calls: {address}/docs   It took {time.monotonic() - start:.0f} s.")
         if os.environ.get("ONCE") != "1":
             console.print("The service stays up until Ctrl-C.")
-            wait_for_interrupt()
+            signal.pause()
     return 0 if outcomes["memfit"].peak_bytes <= plan["budget_bytes"] else 1
 
 
-def wait_for_interrupt() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        console.print()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # the service has ended by now
+        console.print("\nThe service has ended.")

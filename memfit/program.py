@@ -123,11 +123,14 @@ def _replace_attention(module: GraphModule, node: Node) -> None:
 
 def _own_parameters(module: GraphModule) -> None:
     """Give the module parameters of its own on the program's tensors, all of them to train: what is frozen here stays so only here."""
-    own: dict[int, nn.Parameter] = {}
+    own: dict[Any, nn.Parameter] = {}
     for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        # Loading makes two parameters of a tied one, on one storage: here it is one again.
+        place = (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape, parameter.stride())
+        key = place if parameter.numel() else id(parameter)
+        own.setdefault(key, nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point()))
         owner, _, attribute = name.rpartition(".")
-        own.setdefault(id(parameter), nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point()))
-        setattr(module.get_submodule(owner), attribute, own[id(parameter)])
+        setattr(module.get_submodule(owner), attribute, own[key])
 
 
 def _counts_batches(node: Node, module: GraphModule) -> bool:

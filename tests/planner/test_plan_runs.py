@@ -26,6 +26,7 @@ from planner.verification import prove
 from tests.planner.networks import graph_of, profile_of
 
 NAMES = ("convolutional", "attending")
+WITHOUT_STATE = Optimizer()
 Case = tuple[TrainingGraph, dict[str, Tensor], Profile]
 
 
@@ -74,7 +75,7 @@ def test_the_whole_budget_gives_an_exact_plan(case: Case) -> None:
         torch.testing.assert_close(ours[parameter], gradient, msg=parameter)
 
 
-def tight_plan(profile: Profile, optimizer: Optimizer = Optimizer()) -> Plan:
+def tight_plan(profile: Profile, optimizer: Optimizer = WITHOUT_STATE) -> Plan:
     """A plan with little more room than the least, but in which much still trains."""
     try:
         solve(profile, PlanRequest(Budget(amount_bytes=profile.static_bytes // 2), optimizer))

@@ -82,8 +82,6 @@ def test_a_model_is_inspected(model_file: Path, folder: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "any×3×16×16" in done.stdout
     assert "features.0.weight" in done.stdout
-    summary = json.loads(call("inspect", model_file, "--json").stdout)
-    assert summary["inputs"][0]["shape"] == [None, 3, 16, 16]
 
 
 def test_migrate_makes_the_database(folder: Path) -> None:
