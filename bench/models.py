@@ -102,9 +102,19 @@ CASES = {
 
 
 def build(name: str) -> nn.Module:
-    """The model of that name; the same weights every time."""
+    """The model of that name; the same weights every time, with batch statistics of its own sample."""
     torch.manual_seed(SEED)
-    return CASES[name].build()
+    model = CASES[name].build()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if norms:
+        # Random weights with the statistics of no data at all would let the signal die out before the head.
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            model.train()(CASES[name].sample(CASES[name].batch)["inputs.0"])
+        for norm in norms:
+            norm.momentum = 0.1
+    return model
 
 
 def sample(name: str, batch: int | None = None) -> dict[str, Tensor]:

@@ -3,9 +3,8 @@
 from dataclasses import asdict
 
 from memfit.recipe import HeldForm, Recipe
-from planner.plan import Plan
+from planner.plan import KEEP, MASK, NOT_NEEDED, Plan
 from planner.profile import Profile
-from planner.techniques import KEEP, MASK, NOT_NEEDED
 
 
 def recipe_of(profile: Profile, plan: Plan) -> Recipe:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from planner.profile import Moment, Setting
 from planner.request import Optimizer
 
+# The techniques that compress nothing; the names of the others are those of `memfit.forms`.
+KEEP, MASK, NOT_NEEDED = "keep", "mask", "not needed"
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:

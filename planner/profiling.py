@@ -14,13 +14,14 @@ from memfit.training_step import make_optimizer
 from planner.capture import NamedRun, TrainingGraph
 from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import Energies, holders_of_values, measure_energies, measure_spectra
+from planner.plan import MASK
 from planner.profile import Activation, Form, Holder, Live, Moment, Operation, Option, Parameter, Profile, Setting
 from planner.record import Recording, forward_range, record, update_range
 from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.spectra import Spectra
 from planner.structure import LOSS, Structure, bits_held, observe_structure
-from planner.techniques import MASK, candidates, mask_bytes
+from planner.techniques import candidates, mask_bytes
 from planner.timeline import exact_choices, timeline
 
 Progress = Callable[[float, str], None]

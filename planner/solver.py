@@ -14,10 +14,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, hstack
 
 from planner.errors import InfeasibleBudget, NothingTrainable
-from planner.plan import ActivationChoice, Correction, Footprint, ParameterChoice, Plan
+from planner.plan import KEEP, NOT_NEEDED, ActivationChoice, Correction, Footprint, ParameterChoice, Plan
 from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest
-from planner.techniques import KEEP, NOT_NEEDED
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow, timeline
 
 TIME_PRICE = 1e-6  # of the energy, for one plain step of extra time: breaks ties, never buys fidelity worth measuring

@@ -9,8 +9,6 @@ from memfit.operators.held import samples_at_once
 from memfit.tucker import rank_for_threshold
 from planner.spectra import Spectra
 
-KEEP, MASK, NOT_NEEDED = "keep", "mask", "not needed"
-TECHNIQUES = (KEEP, MASK, Svd.technique, Hosvd.technique)
 HOSVD_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 SVD_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
