@@ -96,6 +96,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is ended then too
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # the service has ended by now

@@ -25,6 +25,7 @@ def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_a_plan_is_proved_shown_and_written(model_file: Path, sample_file: Path, folder: Path) -> None:
     done = call("plan", model_file, sample_file, "--budget", "60%", "--momentum", "0.9")
     assert done.exit_code == 0, done.stderr
@@ -37,6 +38,7 @@ def test_a_plan_is_proved_shown_and_written(model_file: Path, sample_file: Path,
     assert step(sample["inputs.0"], sample["targets"]) > 0
 
 
+@pytest.mark.slow
 def test_a_budget_no_plan_fits_ends_with_3_and_the_least_that_one_does(model_file: Path, sample_file: Path, folder: Path) -> None:
     done = call("plan", model_file, sample_file, "--budget", "1KiB", "--json")
     assert done.exit_code == 3, done.stderr

@@ -12,6 +12,14 @@ import pytest
 from service.app import DataInUse, owning
 from tests.service.running import FINISHED, ROOT, Running, follow, post_plan, problem, running, serving, stage_children, until
 
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all servers here: the model is inspected once. Each test has a batch size, so a profile, of its own."""
+    return tmp_path_factory.mktemp("data")
+
 
 def begin(service: Running, model_file: Path, sample_file: Path, **request: Any) -> dict[str, Any]:
     answer = post_plan(service, {"budget": "70%"} | request, model_file.read_bytes(), sample_file.read_bytes())
@@ -28,10 +36,13 @@ def profiling(plan: dict[str, Any]) -> bool:
 
 
 def test_jobs_that_run_and_wait_are_cancelled_and_the_profile_is_measured_after_all(
-    tmp_path: Path, model_file: Path, sample_file: Path
+    data: Path, model_file: Path, sample_file: Path
 ) -> None:
-    with running(tmp_path / "data") as service:
-        first, second = begin(service, model_file, sample_file), begin(service, model_file, sample_file, budget="80%")
+    with running(data) as service:
+        first, second = (
+            begin(service, model_file, sample_file, batch_size=8),
+            begin(service, model_file, sample_file, batch_size=8, budget="80%"),
+        )
         assert first["profile"] == second["profile"]
         service.until(f"/v1/plans/{first['id']}", profiling)
         problem(service.client.get(f"/v1/plans/{first['id']}/checkpoint"), 409, "checkpoint-not-ready")
@@ -43,7 +54,7 @@ def test_jobs_that_run_and_wait_are_cancelled_and_the_profile_is_measured_after_
         until(lambda: not stages_of(service))
         assert service.client.get(f"/v1/profiles/{first['profile']}").json()["state"] == "cancelled"
 
-        third = begin(service, model_file, sample_file, budget="1 KiB")
+        third = begin(service, model_file, sample_file, batch_size=8, budget="1 KiB")
         assert third["profile"] == first["profile"]
         plan = service.until(f"/v1/plans/{third['id']}", lambda plan: plan["state"] in FINISHED)
         assert (plan["state"], plan["budget_bytes"]) == ("infeasible", 1024), plan["problem"]
@@ -53,26 +64,25 @@ def test_jobs_that_run_and_wait_are_cancelled_and_the_profile_is_measured_after_
         problem(service.client.delete(f"/v1/jobs/{plan['job']}"), 409, "job-finished")
 
 
-def test_a_job_that_ran_when_the_server_stopped_is_done_by_the_next(tmp_path: Path, model_file: Path, sample_file: Path) -> None:
-    with running(tmp_path / "data") as service:
-        plan = begin(service, model_file, sample_file, budget="1 KiB")  # its answer takes a profile, and no more time
+def test_a_job_that_ran_when_the_server_stopped_is_done_by_the_next(data: Path, model_file: Path, sample_file: Path) -> None:
+    with running(data) as service:
+        plan = begin(service, model_file, sample_file, batch_size=4, budget="1 KiB")  # its answer takes a profile, and no more time
         service.until(f"/v1/plans/{plan['id']}", profiling)
         with service.client.stream("GET", f"/v1/jobs/{plan['job']}/events") as events:
             lines = events.iter_lines()
             next(lines)
             service.server.should_exit = True
             assert all("event: end" not in line for line in lines), "the stream ends, the job does not"
-    with running(tmp_path / "data") as service:
+    with running(data) as service:
         plan = service.until(f"/v1/plans/{plan['id']}", lambda plan: plan["state"] in FINISHED)
         assert plan["state"] == "infeasible", plan["problem"]
         assert service.client.get(f"/v1/profiles/{plan['profile']}").json()["state"] == "ready"
 
 
-def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, model_file: Path, sample_file: Path) -> None:
-    data = tmp_path / "data"
+def test_a_server_that_is_killed_loses_nothing(data: Path, model_file: Path, sample_file: Path) -> None:
     with serving(data) as (process, client):
         parts: dict[str, Any] = {"model": model_file.read_bytes(), "sample": sample_file.read_bytes()}
-        answer = client.post("/v1/plans", files=parts | {"request": (None, '{"budget": "70%"}')})
+        answer = client.post("/v1/plans", files=parts | {"request": (None, '{"budget": "70%", "batch_size": 2}')})
         plan = answer.raise_for_status().json()
         until(lambda: profiling(client.get(f"/v1/plans/{plan['id']}").json()))
         process.kill()
@@ -84,9 +94,9 @@ def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, model_file: Path,
         service.client.delete(f"/v1/jobs/{plan['job']}").raise_for_status()
 
 
-def test_a_stage_that_is_killed_fails_its_job_and_the_service_goes_on(tmp_path: Path, model_file: Path, sample_file: Path) -> None:
-    with running(tmp_path / "data") as service:
-        plan = begin(service, model_file, sample_file)
+def test_a_stage_that_is_killed_fails_its_job_and_the_service_goes_on(data: Path, model_file: Path, sample_file: Path) -> None:
+    with running(data) as service:
+        plan = begin(service, model_file, sample_file, batch_size=1)
         service.until(f"/v1/plans/{plan['id']}", profiling)
         until(lambda: bool(stages_of(service)))
         os.kill(stages_of(service)[0], signal.SIGKILL)
@@ -95,7 +105,7 @@ def test_a_stage_that_is_killed_fails_its_job_and_the_service_goes_on(tmp_path: 
         job = service.client.get(f"/v1/jobs/{plan['job']}").json()
         assert (job["state"], job["problem"]) == ("failed", plan["problem"])
         assert (service.context.store.root / "logs" / job["problem"]["log"]).exists()
-        again = begin(service, model_file, sample_file)
+        again = begin(service, model_file, sample_file, batch_size=1)
         assert again["profile"] == plan["profile"]
         service.until(f"/v1/plans/{again['id']}", profiling)
         service.client.delete(f"/v1/jobs/{again['job']}").raise_for_status()
