@@ -49,15 +49,14 @@ def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: f
     """`grad` times `where_set` where the bit is 1 and times `where_clear` where it is 0. Same shape, contiguous."""
     flat = grad.contiguous().view(-1)
     result = torch.empty_like(flat)
+    bytes_and_bits = torch.arange(256, device=grad.device)[:, None] >> torch.arange(8, device=grad.device) & 1
+    set_, clear = (torch.tensor(value, dtype=grad.dtype, device=grad.device) for value in (where_set, where_clear))
+    factors = torch.where(bytes_and_bits.bool(), set_, clear)  # eight for every byte there is
     for start in range(0, flat.numel(), PIECE):
         piece = flat[start : start + PIECE]
-        bits = _unpack(packed[start // 8 : packed_bytes(start + piece.numel())])[: piece.numel()]
-        out = result[start : start + PIECE]
-        torch.mul(piece, bits, out=out)
-        if where_set != 1.0:
-            out.mul_(where_set)
-        if where_clear != 0.0:
-            out.add_(piece * ~bits, alpha=where_clear)
+        bytes_ = packed[start // 8 : packed_bytes(start + piece.numel())]
+        factor = torch.nn.functional.embedding(bytes_.int(), factors).view(-1)[: piece.numel()]
+        torch.mul(piece, factor, out=result[start : start + PIECE])
     return result.view(grad.shape)
 
 
@@ -67,8 +66,3 @@ def _pack(bits: Tensor) -> Tensor:
     if bits.storage_offset() % 8:  # a view as 64-bit words needs its alignment
         bits = bits.clone()
     return (bits.view(torch.int64) * _GATHER).bitwise_right_shift_(56).to(torch.uint8)
-
-
-def _unpack(packed: Tensor) -> Tensor:
-    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
-    return packed[:, None].bitwise_and(places).ne(0).view(-1)

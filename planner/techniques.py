@@ -52,4 +52,4 @@ def candidates(spectra: Spectra) -> list[Candidate]:
 
 def mask_bytes(elements: int) -> tuple[int, int]:
     """Bytes held for one bit an element, and the transient bytes of packing or using it."""
-    return packed_bytes(elements), 4 * min(elements, PIECE)
+    return packed_bytes(elements), 9 * min(elements, PIECE)
