@@ -7,7 +7,7 @@ Its answer is the last line of standard output.
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -37,7 +37,7 @@ class Task:
     """What to measure.
 
     Attributes:
-        measure: `plain` (the model as it was), `planned` (the checkpoint) or `fidelity` (the gradients of both).
+        measure: `plain` (the model as it was) or `planned` (the checkpoint, and its fidelity where it is inside the budget).
         optimizer: name and settings.
         trainable: parameters that fidelity is measured over.
     """
@@ -51,13 +51,14 @@ class Task:
     batch_size: int
     optimizer: dict[str, Any]
     trainable: list[str]
+    budget_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was measured: a step with its footprint at every moment, or the fidelity."""
+    """What was measured: a step, its footprint at every moment, and of a planned step inside its budget the fidelity."""
 
-    step: Measured | None
+    step: Measured
     moments: tuple[Live, ...]
     fidelity: float | None
 
@@ -66,7 +67,9 @@ def main() -> None:
     runtime_bytes = resident_bytes("VmRSS")
     task = Task(**json.load(sys.stdin))
     batches = _batches(task)
-    answer = Answer(None, (), _fidelity(task, batches)) if task.measure == "fidelity" else _measure(task, batches[0], runtime_bytes)
+    answer = _measure(task, batches[0], runtime_bytes)
+    if task.measure == "planned" and answer.step.measured_peak_bytes <= task.budget_bytes:
+        answer = replace(answer, fidelity=_fidelity(task, batches))
     json.dump(asdict(answer), sys.stdout)
 
 

@@ -1,7 +1,7 @@
 """The stages of a job that open uploaded files. They run in a child process made for one stage (`service.child`), never in the server."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,29 +15,9 @@ from planner.patching import recipe_of
 from planner.plan import Plan, Proof
 from planner.profile import Profile
 from planner.request import ProfileSettings
-from planner.sample import ModelInput
+from service.summary import ModelInput, ModelParameter, ModelSummary
 
 Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelParameter:
-    """One parameter of a model, by its name in `state_dict`."""
-
-    name: str
-    shape: tuple[int, ...]
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """What is known of a model without data. `operations` counts them by name, most frequent first."""
-
-    inputs: tuple[ModelInput, ...]
-    outputs: tuple[str, ...]
-    parameters: tuple[ModelParameter, ...]
-    buffers_bytes: int
-    operations: dict[str, int]
 
 
 def inspect_model(model: Path) -> ModelSummary:
@@ -48,7 +28,7 @@ def inspect_model(model: Path) -> ModelSummary:
     """
     graph = _open(model, ProfileSettings())
     return ModelSummary(
-        graph.inputs,
+        tuple(ModelInput(**asdict(each)) for each in graph.inputs),
         graph.outputs,
         tuple(ModelParameter(name, tuple(p.shape), p.nbytes) for name, p in graph.module.named_parameters()),
         sum(buffer.nbytes for buffer in graph.module.buffers()),

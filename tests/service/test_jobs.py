@@ -39,10 +39,8 @@ def test_jobs_that_run_and_wait_are_cancelled_and_the_profile_is_measured_after_
     data: Path, model_file: Path, sample_file: Path
 ) -> None:
     with running(data) as service:
-        first, second = (
-            begin(service, model_file, sample_file, batch_size=8),
-            begin(service, model_file, sample_file, batch_size=8, budget="80%"),
-        )
+        first = begin(service, model_file, sample_file, batch_size=8)
+        second = begin(service, model_file, sample_file, batch_size=8, budget="80%")
         assert first["profile"] == second["profile"]
         service.until(f"/v1/plans/{first['id']}", profiling)
         problem(service.client.get(f"/v1/plans/{first['id']}/checkpoint"), 409, "checkpoint-not-ready")
