@@ -18,6 +18,8 @@ from torch.fx import GraphModule, Node
 from memfit.forms import Held
 from memfit.losses import loss_of
 from memfit.operators import conv, linear, norm
+from memfit.operators.pointwise import MaskedDropout
+from memfit.program import Attention
 from memfit.tucker import Decompose, decompose_mode
 from planner.capture import NamedRun, TrainingGraph
 from planner.errors import BadSample
@@ -64,7 +66,7 @@ def holders_of_values(graph: TrainingGraph) -> dict[str, list[str]]:
 def without_dropout(module: GraphModule) -> GraphModule:
     """Switch the module's dropout off and leave all else in training."""
     for child in module.modules():
-        if isinstance(child, nn.modules.dropout._DropoutNd) or type(child).__name__ == "Attention":
+        if isinstance(child, (nn.modules.dropout._DropoutNd, MaskedDropout, Attention)):
             child.eval()
     return module
 
