@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from memfit.operators.norm import BatchNorm
 
@@ -60,6 +61,18 @@ def training_module(program: torch.export.ExportedProgram, batch_norm: BatchNorm
             _replace_attention(module, node)
     module.recompile()
     return module.train()
+
+
+def call_with(module: GraphModule, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Any:
+    """Call a module from `training_module` with its inputs in the graph's order, or by the graph's names, however it was exported.
+
+    Raises:
+        KeyError: a named input is missing.
+    """
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    flat = [inputs[name] for name in names] if isinstance(inputs, dict) else list(inputs) if isinstance(inputs, tuple) else [inputs]
+    args, kwargs = pytree.tree_unflatten(flat, module.graph._codegen.pytree_info.in_spec)  # type: ignore[attr-defined]
+    return module(*args, **kwargs)
 
 
 class Attention(nn.Module):

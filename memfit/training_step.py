@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from memfit.losses import loss_of
 from memfit.process_memory import return_freed_memory
+from memfit.program import call_with
 from memfit.recipe import Recipe
 
 
@@ -37,7 +39,7 @@ class TrainingStep:
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         recipe = getattr(model, "recipe", None)
-        if not isinstance(recipe, Recipe):
+        if not isinstance(recipe, Recipe) or not isinstance(model, GraphModule):
             raise ValueError("TrainingStep needs a model from memfit.load: any other has no plan")
         return_freed_memory()
         self.model = model
@@ -60,6 +62,4 @@ class TrainingStep:
 
     def _loss(self, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor], targets: Tensor | None) -> Tensor:
         # The outputs end with this frame: no activation outlives the loss but what the plan holds.
-        if isinstance(inputs, dict):
-            return loss_of(self.loss, self.model(**inputs), targets)
-        return loss_of(self.loss, self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs), targets)
+        return loss_of(self.loss, call_with(self.model, inputs), targets)

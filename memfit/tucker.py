@@ -61,14 +61,25 @@ def decompose_mode(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     x_LNR = as_mode(x, start, stop)
     length, size, rest = x_LNR.shape
     if size <= length * rest:
-        energies, vectors = torch.linalg.eigh(gram(x_LNR))
+        gram_NN = gram(x_LNR)
+        if not torch.isfinite(gram_NN.trace()):
+            return _without_directions(size, gram_NN)
+        energies, vectors = torch.linalg.eigh(gram_NN)
         return energies.flip(0).clamp_min(0), vectors.flip(1)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     unfolded_NM = x_LNR.transpose(0, 1).reshape(size, length * rest).to(dtype)
-    energies, vectors = torch.linalg.eigh(unfolded_NM.mT @ unfolded_NM)
+    gram_MM = unfolded_NM.mT @ unfolded_NM
+    if not torch.isfinite(gram_MM.trace()):
+        return _without_directions(size, gram_MM)
+    energies, vectors = torch.linalg.eigh(gram_MM)
     # The products are orthogonal but for rounding, worst in the smallest directions; QR makes them so, in their order.
     factor, _ = torch.linalg.qr(unfolded_NM @ vectors.flip(1))
     return energies.flip(0).clamp_min(0), factor
+
+
+def _without_directions(size: int, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """For values that are not finite: one direction of NaN, so that the gradient tells of them as the dense one would."""
+    return gram.new_zeros(1), gram.new_full((size, 1), float("nan"))
 
 
 def rank_for_threshold(energies: Tensor, threshold: float) -> int:

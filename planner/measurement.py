@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 import memfit
 from memfit.losses import loss_of
+from memfit.program import call_with
 from memfit.training_step import TrainingStep, make_optimizer
 from planner.capture import NamedRun, capture
 from planner.fidelity import without_dropout
@@ -112,7 +113,7 @@ def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
         optimizer = make_optimizer(list(model.parameters()), task.optimizer, lr=0.0)
 
         def step() -> None:
-            loss_of(task.loss, model(*batch.inputs), batch.targets).backward()
+            loss_of(task.loss, call_with(model, batch.inputs), batch.targets).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -179,7 +180,7 @@ def _fidelity(task: Task, batches: list[Batch]) -> float:
 
 
 def _gradients(model: GraphModule, loss: str, batch: Batch) -> dict[str, torch.Tensor]:
-    loss_of(loss, model(*batch.inputs), batch.targets).backward()
+    loss_of(loss, call_with(model, batch.inputs), batch.targets).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return gradients

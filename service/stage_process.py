@@ -163,6 +163,7 @@ def _started(folder: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
         "TMPDIR": str(folder),
         "PYTHONPATH": str(Path(service.__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while others have the cores make a busy machine stand still
     }
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "service.child", str(folder), str(os.getpid())],

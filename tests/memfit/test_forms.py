@@ -138,3 +138,13 @@ def test_an_unknown_technique_is_refused() -> None:
         form_from_settings("wavelet", {})
     with pytest.raises(ValueError, match="unexpected keyword"):
         form_from_settings("svd", {"modes": [0, 1], "rank": 2, "threshold": 0.9, "colour": "red"})
+
+
+@pytest.mark.parametrize("form", [Hosvd((2, 2, 2, 2), 0.9), Svd((1, 2), 2, 0.9), Svd((0, 2), 9, 1.0)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_restored_as_nan_and_not_hidden(form: Form, value: float) -> None:
+    x = torch.ones(4, 3, 5, 5)
+    x[1, 2, 3, 4] = value
+    held = form.compress(x)
+    assert bool(form.restore(held, x.shape, 0, 4).isnan().all())
+    assert sum(tensor.nbytes for tensor in held) <= form.held_bytes((4, 3, 5, 5), 4)

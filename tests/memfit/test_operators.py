@@ -1,13 +1,16 @@
 """Every operator against float64 autograd: output, input and bias gradients exact; the weight gradient that of the restored activation."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from memfit.forms import Form, Hosvd, Svd
+from memfit.operators import held
 from memfit.operators.conv import convolution
 from memfit.operators.held import HeldTensor, Hold
 from memfit.operators.linear import linear
@@ -16,6 +19,14 @@ from memfit.operators.norm import frozen_batch_norm
 F = torch.nn.functional
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CLOSE = 1e-10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_ranges() -> Iterator[None]:
+    """Restore few samples at a time, so that these small tensors are worked through in several ranges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held, "RESTORE_BYTES", 300)
+        yield
 
 
 def relative_error(ours: Tensor, truth: Tensor) -> float:
