@@ -157,7 +157,7 @@ def main() -> int:
             for budget in given.budgets:
                 cells.append(cell(name, folder, profile, budget))
                 rows.append(row(cells[-1]))
-    write_results(markdown(rows, f"python -m bench.cells {shlex.join(sys.argv[1:])}".strip()))
+            write_results(markdown(rows, f"python -m bench.cells {shlex.join(sys.argv[1:])}".strip()))
     print(f"wrote {RESULTS}")
     return 0 if all(cell.holds for cell in cells) else 1
 

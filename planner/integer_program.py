@@ -17,7 +17,7 @@ from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
 TIME_PRICE = 1e-6  # of the energy, for one plain step of extra time: breaks ties, never buys fidelity worth measuring
 GAP = 1e-3  # relative, of the energy lost and the base
 GAP_BASE = 0.1  # added to every plan's loss, so that little loss is proved to 1e-4 of all energy and not to a thousandth of itself
-TIME_LIMIT_SECONDS = 20.0
+TIME_LIMIT_SECONDS = 10.0
 PARTS = 1000  # rows count in parts of the budget, so that HiGHS's tolerance of 1e-6 is far below a byte
 NEIGHBOURS = 24  # moments on either side that a moment is compared with, to drop the rows of those always below another
 RETRIES = 3  # of a solution that is a few bytes over, for all that
