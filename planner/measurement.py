@@ -22,13 +22,13 @@ import memfit
 from memfit.losses import loss_of
 from memfit.program import call_with
 from memfit.training_step import TrainingStep, make_optimizer
-from planner.capture import NamedRun, capture
+from planner.capture import capture
 from planner.fidelity import without_dropout
+from planner.named_step import named_step
 from planner.plan import Measured
 from planner.profile import Live
-from planner.record import forward_range, record, update_range
+from planner.record import record
 from planner.sample import Batch, batches_of
-from planner.structure import LOSS
 
 WARM_UP, TIMED = 2, 5
 
@@ -122,7 +122,7 @@ def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
     process_peak_bytes = resident_bytes("VmHWM")
     static_bytes = _static_bytes(model, optimizer, batch)
     peak_bytes = static_bytes + record(step).peak_bytes
-    moments = record(_named_step(model, optimizer, task.loss, batch)).peaks
+    moments = record(named_step(model, optimizer, task.loss, batch)).peaks
     return Answer(
         Measured(peak_bytes, process_peak_bytes, runtime_bytes, seconds),
         tuple(Live(moment, static_bytes + live) for moment, live in moments.items()),
@@ -145,23 +145,6 @@ def _static_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Bat
     state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *state)}
     return sum(storages.values()) + batch.bytes
-
-
-def _named_step(model: GraphModule, optimizer: torch.optim.Optimizer, loss: str, batch: Batch) -> Callable[[], None]:
-    run = NamedRun(model)
-
-    def forward() -> torch.Tensor:
-        outputs = run.run(*batch.inputs)
-        with forward_range(LOSS):
-            return loss_of(loss, outputs, batch.targets)
-
-    def step() -> None:
-        forward().backward()
-        with update_range():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def _fidelity(task: Task, batches: list[Batch]) -> float:

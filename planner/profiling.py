@@ -9,18 +9,19 @@ from time import perf_counter
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from memfit.losses import LOSSES, loss_of
+from memfit.losses import LOSSES
 from memfit.training_step import make_optimizer
-from planner.capture import NamedRun, TrainingGraph
+from planner.capture import TrainingGraph
 from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import Energies, holders_of_values, measure_energies, measure_spectra
+from planner.named_step import named_step
 from planner.plan import MASK
 from planner.profile import Activation, Form, Holder, Live, Moment, Operation, Option, Parameter, Profile, Setting
-from planner.record import Recording, forward_range, record, update_range
+from planner.record import Recording, record
 from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.spectra import Spectra
-from planner.structure import LOSS, Structure, bits_held, observe_structure
+from planner.structure import Structure, bits_held, observe_structure
 from planner.techniques import candidates, mask_bytes
 from planner.timeline import exact_choices, timeline
 
@@ -81,19 +82,7 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -
     The learning rate is 0, so the weights stay as they were.
     """
     optimizer = make_optimizer(list(module.parameters()), {"name": "sgd"}, lr=0.0)
-    run = NamedRun(module)
-
-    def forward() -> Tensor:
-        outputs = run.run(*batch.inputs)
-        with forward_range(LOSS):
-            return loss_of(loss, outputs, batch.targets)
-
-    def step() -> None:
-        forward().backward()
-        with update_range():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
+    step = named_step(module, optimizer, loss, batch)
     seconds = []
     for _ in range(steps):
         started = perf_counter()
