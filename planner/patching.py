@@ -20,4 +20,6 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         forms=tuple(
             HeldForm(choice.value, choice.holders, choice.technique, dict(choice.settings)) for choice in held if choice.technique != MASK
         ),
+        micro_batch=plan.schedule.micro_batch if len(profile.steps) > 1 and not plan.own_loop else None,
+        early_updates=plan.schedule.early_updates,
     )

@@ -9,6 +9,24 @@ from planner.request import Optimizer
 KEEP, MASK, NOT_NEEDED = "keep", "mask", "not needed"
 
 
+# Ways to run the whole step, which requests may allow or forbid like techniques.
+MICRO_BATCH, EARLY_UPDATE = "micro_batch", "early_update"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a batch goes through the model.
+
+    Attributes:
+        micro_batch: samples at a time; the gradients of all parts of a batch are added up.
+        early_updates: each parameter is updated as soon as its gradient is complete, which then goes. Only where the whole
+            batch goes at once.
+    """
+
+    micro_batch: int
+    early_updates: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Bytes live at one moment.
@@ -72,8 +90,9 @@ class Plan:
     bound: float
     gap: float
     predicted_peak_bytes: int
+    predicted_seconds: float
     peak: Footprint
-    micro_batch: int
+    schedule: Schedule
     optimizer: Optimizer
     own_loop: bool
     parameters: tuple[ParameterChoice, ...]
@@ -113,8 +132,9 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Bytes a measured step took at one moment beyond the plan's prediction: the next plan leaves room for them."""
+    """Bytes a measured step took at one moment beyond the plan's prediction: the next plan of that schedule leaves room for them."""
 
+    schedule: Schedule
     moment: Moment
     extra_bytes: int
 

@@ -78,6 +78,7 @@ class Option:
         compress_bytes, restore_bytes: transient bytes of making it, in forward, and of using it, in backward.
         lost_energy: for each parameter that depends on it, ‖g−ĝ‖² (mean over batches) if it trains from this form.
         seconds: time of compressing and restoring, measured.
+        sources: indices of the activations that it is worked out from, and that have to be whole for that.
     """
 
     technique: str
@@ -87,6 +88,7 @@ class Option:
     restore_bytes: int
     lost_energy: dict[str, float]
     seconds: float
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,31 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What a step holds while a number of samples go through the model at a time.
+
+    Attributes:
+        batch_size: that number.
+        seconds: of a step of the whole batch done this way, all kept whole.
+        storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
+    """
+
+    batch_size: int
+    seconds: float
+    operations: tuple[Operation, ...]
+    activations: tuple[Activation, ...]
+    storages: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """All measurements of one model on one sample.
 
     Attributes:
         graph: fingerprint of the program the names refer to.
-        batch_size: samples a step.
         static_bytes: parameters, buffers and the batch; gradients and optimizer state come with a plan.
-        storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
+        steps: of the whole batch at once, then of its parts one after the other, from large to small; without the latter where
+            they would not add up to the same gradient.
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
     """
@@ -151,12 +170,14 @@ class Profile:
     graph: str
     loss: str
     batch_norm: Literal["frozen", "batch"]
-    batch_size: int
     static_bytes: int
     parameters: tuple[Parameter, ...]
-    operations: tuple[Operation, ...]
-    activations: tuple[Activation, ...]
-    storages: tuple[tuple[int, int, int], ...]
+    steps: tuple[Step, ...]
     plain_peak_bytes: int
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())
+
+    @property
+    def whole(self) -> Step:
+        """The step of the whole batch at once."""
+        return self.steps[0]

@@ -3,14 +3,42 @@
 The plan loses the least share of gradient energy, at a small price for time, with the footprint inside the budget at every moment.
 """
 
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from planner.errors import InfeasibleBudget, NothingTrainable
-from planner.integer_program import IntegerProgram
-from planner.plan import KEEP, NOT_NEEDED, ActivationChoice, Correction, Footprint, ParameterChoice, Plan
+from planner.integer_program import LOSS_GAP, IntegerProgram
+from planner.plan import (
+    EARLY_UPDATE,
+    KEEP,
+    MICRO_BATCH,
+    NOT_NEEDED,
+    ActivationChoice,
+    Correction,
+    Footprint,
+    ParameterChoice,
+    Plan,
+    Schedule,
+)
 from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest
 from planner.timeline import Choices, timeline
+
+NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to leave an earlier schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The best choices for a request, of the best schedule for them. `least_loss`: no choices of any schedule lose less, as proved."""
+
+    program: IntegerProgram
+    choices: Choices
+    least_loss: float
+
+    @property
+    def loss(self) -> float:
+        """Share of the trainable parameters' energy that is lost."""
+        return sum(self.program.lost(self.choices).values())
 
 
 def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...] = ()) -> Plan:
@@ -28,12 +56,69 @@ def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction,
     if not trainable:
         raise NothingTrainable(request.trainable, tuple(p.name for p in profile.parameters))
     budget_bytes = request.budget.in_bytes(plain_peak_bytes(profile, request.optimizer))
-    program = IntegerProgram(timeline(profile, request.optimizer, corrections), request, trainable)
-    solution = program.least_loss(budget_bytes)
+    programs = _programs(profile, request, trainable, corrections)
+    solution = best(programs, budget_bytes)
     if solution is None:
-        raise _infeasible(program, budget_bytes)
-    choices, bound_loss = solution
-    return _plan(program, choices, budget_bytes, 1.0 - bound_loss, perf_counter() - started)
+        raise _infeasible(programs, budget_bytes)
+    return _plan(solution, budget_bytes, perf_counter() - started)
+
+
+def _programs(
+    profile: Profile, request: PlanRequest, trainable: tuple[str, ...], corrections: tuple[Correction, ...] = ()
+) -> list[IntegerProgram]:
+    return [
+        IntegerProgram(timeline(profile, request.optimizer, schedule, corrections), request, trainable)
+        for schedule in schedules(profile, request)
+    ]
+
+
+def schedules(profile: Profile, request: PlanRequest) -> list[Schedule]:
+    """The schedules a request allows, the plainest first."""
+    whole = profile.whole.batch_size
+    allowed = [Schedule(whole)]
+    if request.own_loop:
+        return allowed
+    if request.may_use(EARLY_UPDATE):
+        allowed.append(Schedule(whole, early_updates=True))
+    if request.may_use(MICRO_BATCH):
+        allowed += [Schedule(step.batch_size) for step in profile.steps[1:]]
+    return allowed
+
+
+def best(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+    """The best solution of the same request for several schedules; None where nothing fits.
+
+    Exact first: where everything can train without loss, a lossy form is not looked at, however little it loses.
+    """
+    return _fastest_exact(programs, budget_bytes) or _least_loss(programs, budget_bytes)
+
+
+def _fastest_exact(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+    fastest, seconds = None, float("inf")
+    for program in programs:
+        if program.step.seconds >= (1 - NOTICEABLE) * seconds:
+            continue
+        choices = program.exact(budget_bytes)
+        if choices is not None and program.seconds_of(choices) < (1 - NOTICEABLE) * seconds:
+            fastest, seconds = Solution(program, choices, 0.0), program.seconds_of(choices)
+    return fastest
+
+
+def _least_loss(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+    bounds = [program.least_loss_bound(budget_bytes) for program in programs]
+    found: list[Solution] = []
+    proved: list[float] = []  # of each schedule, a loss that none of its choices gets below
+    for bound, program in sorted(zip(bounds, programs, strict=True), key=lambda pair: pair[0]):
+        if bound >= min((solution.loss for solution in found), default=float("inf")) - LOSS_GAP:
+            proved.append(bound)
+            continue
+        solved = program.least_loss(budget_bytes)
+        if solved is not None:
+            found.append(Solution(program, solved[0], 0.0))
+            proved.append(solved[1])
+    if not found:
+        return None
+    return replace(min(found, key=lambda solution: solution.loss), least_loss=min(proved))
 
 
 def plain_peak_bytes(profile: Profile, optimizer: Optimizer) -> int:
@@ -45,20 +130,22 @@ def plain_peak_bytes(profile: Profile, optimizer: Optimizer) -> int:
     return max(profile.plain_peak_bytes, update) + optimizer.states * parameters
 
 
-def _plan(program: IntegerProgram, choices: Choices, budget_bytes: int, bound: float, seconds: float) -> Plan:
+def _plan(solution: Solution, budget_bytes: int, seconds: float) -> Plan:
+    program, choices = solution.program, solution.choices
     profile, request = program.profile, program.request
     footprints = program.timeline.predict(choices)
     peak = max(footprints, key=lambda footprint: footprint.total_bytes)
-    fidelity = 1.0 - sum(program.lost(choices).values())
-    bound = max(bound, fidelity)
+    fidelity = 1.0 - solution.loss
+    bound = max(1.0 - solution.least_loss, fidelity)
     return Plan(
         budget_bytes=budget_bytes,
         fidelity=fidelity,
         bound=bound,
         gap=bound - fidelity,
         predicted_peak_bytes=peak.total_bytes,
+        predicted_seconds=program.seconds_of(choices),
         peak=peak,
-        micro_batch=profile.batch_size,
+        schedule=program.timeline.schedule,
         optimizer=request.optimizer,
         own_loop=request.own_loop,
         parameters=tuple(
@@ -73,9 +160,9 @@ def _plan(program: IntegerProgram, choices: Choices, budget_bytes: int, bound: f
 
 
 def _activation_choices(program: IntegerProgram, choices: Choices) -> tuple[ActivationChoice, ...]:
-    operations = program.profile.operations
+    operations = program.step.operations
     rows = []
-    for a, activation in enumerate(program.profile.activations):
+    for a, activation in enumerate(program.step.activations):
         names = tuple(operations[h.operation].name for h in activation.holders)
         held = [(f, choices.forms[a, f]) for f in range(len(activation.forms)) if (a, f) in choices.forms]
         if not held:
@@ -114,8 +201,8 @@ def _activation_choices(program: IntegerProgram, choices: Choices) -> tuple[Acti
     return tuple(rows)
 
 
-def _infeasible(program: IntegerProgram, budget_bytes: int) -> InfeasibleBudget:
-    choices = program.least_peak()
+def _infeasible(programs: list[IntegerProgram], budget_bytes: int) -> InfeasibleBudget:
+    program, choices = _least_peak(programs)
     peak: Footprint = max(program.timeline.predict(choices), key=lambda footprint: footprint.total_bytes)
     binding = {
         "phase": peak.moment.phase,
@@ -125,17 +212,30 @@ def _infeasible(program: IntegerProgram, budget_bytes: int) -> InfeasibleBudget:
         "transient_bytes": peak.transient_bytes,
         "tensors": _live_tensors(program, peak),
     }
-    return InfeasibleBudget(budget_bytes, peak.total_bytes, binding, _suggestions(program, budget_bytes))
+    return InfeasibleBudget(budget_bytes, peak.total_bytes, binding, _suggestions(programs[0], budget_bytes))
+
+
+def _least_peak(programs: list[IntegerProgram]) -> tuple[IntegerProgram, Choices]:
+    """The schedule and choices with the lowest peak of all."""
+    bounds = [program.least_peak(whole=False)[1] for program in programs]
+    found: list[tuple[float, IntegerProgram, Choices]] = []
+    for bound, program in sorted(zip(bounds, programs, strict=True), key=lambda pair: pair[0]):
+        if found and bound >= min(peak for peak, _, _ in found):
+            continue
+        choices, peak = program.least_peak()
+        found.append((peak, program, choices))
+    _, program, choices = min(found, key=lambda each: each[0])
+    return program, choices
 
 
 def _live_tensors(program: IntegerProgram, peak: Footprint) -> list[dict[str, object]]:
     """The largest tensors that forward itself needs at the moment that binds."""
-    names = [operation.name for operation in program.profile.operations]
+    names = [operation.name for operation in program.step.operations]
     if peak.moment.phase not in ("forward", "compress"):
         return []
     at = names.index(peak.moment.operation)
-    live = [(size, names[born]) for size, born, last in program.profile.storages if born <= at <= last]
-    workspace = program.profile.operations[at].forward_bytes
+    live = [(size, names[born]) for size, born, last in program.step.storages if born <= at <= last]
+    workspace = program.step.operations[at].forward_bytes
     rows = sorted([*live, (workspace, f"workspace of {names[at]}")], reverse=True)
     return [{"name": name, "bytes": size} for size, name in rows[:8] if size > 0]
 
@@ -144,9 +244,8 @@ def _suggestions(program: IntegerProgram, budget_bytes: int) -> tuple[dict[str, 
     """Cheap changes, each tried by the solver, that would fit."""
     suggestions: list[dict[str, object]] = []
     if program.request.optimizer.states:
-        plain = IntegerProgram(timeline(program.profile, Optimizer()), program.request, program.trainable)
-        solution = plain.least_loss(budget_bytes)
+        solution = best(_programs(program.profile, replace(program.request, optimizer=Optimizer()), program.trainable), budget_bytes)
         if solution is not None:
-            fidelity = 1.0 - sum(plain.lost(solution[0]).values())
-            suggestions.append({"change": "optimizer", "value": "sgd without momentum", "budget_bytes": budget_bytes, "fidelity": fidelity})
+            change = {"change": "optimizer", "value": "sgd without momentum", "budget_bytes": budget_bytes, "fidelity": 1.0 - solution.loss}
+            suggestions.append(change)
     return tuple(suggestions)

@@ -41,6 +41,7 @@ class Structure:
         storages: all of them, also those that only forward uses.
         internal_bytes: for each operation, what it keeps of its own making.
         storage_of: index into `storages` of every operation's output (and model input, by name).
+        shape_of: shape of every operation's output that is a tensor.
     """
 
     names: list[str]
@@ -51,6 +52,7 @@ class Structure:
     storages: list[Storage]
     internal_bytes: list[int]
     storage_of: dict[str, int]
+    shape_of: dict[str, tuple[int, ...]]
 
 
 def observe_structure(graph: TrainingGraph, batch: Batch, loss: str) -> Structure:
@@ -84,6 +86,7 @@ class _Observer:
             storages=[],
             internal_bytes=[0] * (len(operations) + 1),
             storage_of={},
+            shape_of={},
         )
         self.static = {t.untyped_storage().data_ptr() for t in (*graph.module.parameters(), *graph.module.buffers())}
         self.by_address: dict[int, int] = {}
@@ -125,6 +128,8 @@ class _Observer:
 
     def _see(self, name: str, operands: list[Tensor], result: Any) -> None:
         at = self.index[name]
+        if isinstance(result, Tensor):
+            self.structure.shape_of[name] = tuple(result.shape)
         for operand in operands:
             if (of := self.by_address.get(_address(operand))) is not None:
                 self.structure.storages[of].last_use = at

@@ -1,9 +1,14 @@
 """The menu: which ways there are to hold an activation, and what each costs, from shapes and spectra alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
+from time import perf_counter
 
-from memfit.bits import PIECE, packed_bytes
+import torch
+
+from memfit.bits import PIECE, pack_between, packed_bytes, scale_by_bits
 from memfit.forms import Form, Hosvd, Svd
 from memfit.operators.held import samples_at_once
 from memfit.tucker import rank_for_threshold
@@ -42,14 +47,38 @@ def candidates(spectra: Spectra) -> list[Candidate]:
         if each:  # the best matricisation: the one that needs the fewest bytes for this energy
             forms.append(min(each, key=lambda form: form.held_bytes(shape, itemsize)))
     by_bytes = {form.held_bytes(shape, itemsize): form for form in forms}
+    return [candidate(form, shape, itemsize) for held, form in sorted(by_bytes.items()) if held < whole]
+
+
+def candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:
+    """A form for a value of that shape."""
+    held = form.held_bytes(shape, itemsize)
     samples = samples_at_once(shape, itemsize)
-    return [
-        Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), form.restore_bytes(shape, itemsize, samples))
-        for held, form in sorted(by_bytes.items())
-        if held < whole
-    ]
+    return Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), form.restore_bytes(shape, itemsize, samples))
 
 
 def mask_bytes(elements: int) -> tuple[int, int]:
     """Bytes held for one bit an element, and the transient bytes of packing or using it."""
     return packed_bytes(elements), 9 * min(elements, PIECE)
+
+
+@cache
+def _mask_seconds_per_piece() -> float:
+    """Time that bits take beyond a native rectifier, forward and backward, measured on one piece."""
+    x = torch.randn(PIECE)
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        started = perf_counter()
+        for _ in range(3):
+            work()
+        return (perf_counter() - started) / 3
+
+    with torch.no_grad():
+        bits = seconds(lambda: scale_by_bits(x, pack_between(x, 0.0, 6.0), 1.0, 0.0))
+        return max(0.0, bits - seconds(lambda: torch.ops.aten.hardtanh_backward(x, x, 0.0, 6.0)))
+
+
+def mask_seconds(elements: int) -> float:
+    """Seconds a step that holding bits takes beyond holding the whole tensor."""
+    return _mask_seconds_per_piece() * elements / PIECE

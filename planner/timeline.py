@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan import Correction, Footprint
-from planner.profile import Moment, Profile
+from planner.plan import Correction, Footprint, Schedule
+from planner.profile import Moment, Profile, Step
 from planner.request import Optimizer
 
 Bytes = NDArray[np.int64]
@@ -45,6 +45,8 @@ class Timeline:
     """
 
     profile: Profile
+    schedule: Schedule
+    step: Step
     moments: tuple[Moment, ...]
     options: tuple[tuple[int, int, int], ...]
     constant: Bytes  # (3, moments)
@@ -60,18 +62,18 @@ class Timeline:
 
     @property
     def wholes_at(self) -> int:
-        return self.gradients_at + len(self.profile.operations)
+        return self.gradients_at + len(self.step.operations)
 
     @property
     def options_at(self) -> int:
-        return self.wholes_at + len(self.profile.activations)
+        return self.wholes_at + len(self.step.activations)
 
     def variables(self, choices: Choices) -> Bytes:
         """The variables' values for a plan's choices."""
         values = np.zeros(self.gains.shape[2], dtype=np.int64)
         for name in choices.trained:
             values[self.parameter_at[name]] = 1
-        for at, passes in enumerate(gradient_flow(self.profile, choices.trained)):
+        for at, passes in enumerate(gradient_flow(self.step, choices.trained)):
             values[self.gradients_at + at] = passes
         for at in choices.whole:
             values[self.wholes_at + at] = 1
@@ -85,86 +87,103 @@ class Timeline:
         return tuple(Footprint(moment, *(int(part) for part in bytes_3M[:, at])) for at, moment in enumerate(self.moments))
 
 
-def gradient_flow(profile: Profile, trained: frozenset[str]) -> list[bool]:
+def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:
     """For each operation, whether a gradient passes it: it reads a trained parameter, or an output that needs one."""
     passes: list[bool] = []
-    for operation in profile.operations:
+    for operation in step.operations:
         passes.append(any(p in trained for p in operation.parameters) or any(passes[i] for i in operation.inputs))
     return passes
 
 
-def exact_choices(profile: Profile, trained: frozenset[str]) -> Choices:
+def exact_choices(step: Step, trained: frozenset[str]) -> Choices:
     """Keep whole whatever the trained parameters need."""
-    passes = gradient_flow(profile, trained)
+    passes = gradient_flow(step, trained)
     needed = (
         at
-        for at, activation in enumerate(profile.activations)
+        for at, activation in enumerate(step.activations)
         if any(h.parameter in trained if h.needed_for == "weight" else passes[h.operation] for h in activation.holders)
     )
     return Choices(trained, frozenset(needed), {})
 
 
-def timeline(profile: Profile, optimizer: Optimizer, corrections: tuple[Correction, ...] = ()) -> Timeline:
-    """The rows for a profile and an optimizer. A correction adds to its moment what a measured step took beyond the prediction."""
-    moments, at = _moments(profile)
+def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, corrections: tuple[Correction, ...] = ()) -> Timeline:
+    """The rows for a profile, an optimizer and a schedule of the profile's sizes. A correction of this schedule adds to its moment
+    what a measured step took beyond the prediction.
+    """
+    step = next(each for each in profile.steps if each.batch_size == schedule.micro_batch)
+    moments, at = _moments(step)
     static, saved, transient = range(3)
     options = tuple(
         (a, f, o)
-        for a, activation in enumerate(profile.activations)
+        for a, activation in enumerate(step.activations)
         for f, form in enumerate(activation.forms)
         for o in range(len(form.options))
     )
-    parameters, operations = len(profile.parameters), len(profile.operations)
+    parameters, operations = len(profile.parameters), len(step.operations)
     constant: Bytes = np.zeros((3, len(moments)), dtype=np.int64)
-    gains: Bytes = np.zeros((3, len(moments), parameters + operations + len(profile.activations) + len(options)), dtype=np.int64)
-    last_reader = {name: i for i, operation in enumerate(profile.operations) for name in operation.parameters}
+    gains: Bytes = np.zeros((3, len(moments), parameters + operations + len(step.activations) + len(options)), dtype=np.int64)
 
     constant[static] += profile.static_bytes
     for column, parameter in enumerate(profile.parameters):
         gains[static, :, column] += optimizer.states * parameter.bytes
-        if parameter.name in last_reader:  # its gradient: from the first backward that gives a part of it
-            gains[static, at["backward", last_reader[parameter.name]] :, column] += parameter.bytes
-    for size, born, last_use in profile.storages:
+        readers = [i for i, operation in enumerate(step.operations) if parameter.name in operation.parameters]
+        if readers:
+            first_part, complete = at["backward", max(readers)], at["backward", min(readers)]
+            if schedule.early_updates:
+                gains[static, first_part : complete + 1, column] += parameter.bytes
+                gains[transient, complete, column] += _update_bytes(parameter.bytes, optimizer)
+            elif step is profile.whole:
+                gains[static, first_part:, column] += parameter.bytes
+            else:  # the sum over the parts of the batch, and the gradient of a part until it is added
+                gains[static, :, column] += parameter.bytes
+                gains[transient, first_part : complete + 1, column] += parameter.bytes
+    for size, born, last_use in step.storages:
         constant[transient, at["forward", born] : at["forward", last_use] + 1] += size
-    for i, operation in enumerate(profile.operations):
+    for i, operation in enumerate(step.operations):
         constant[transient, at["forward", i]] += operation.forward_bytes
         gains[transient, at["backward", i], parameters + i] += operation.backward_bytes
         gains[saved, at["forward", i] + 1 : at["backward", i] + 1, parameters + i] += operation.internal_bytes
-    for column, activation in enumerate(profile.activations, start=parameters + operations):
+    for column, activation in enumerate(step.activations, start=parameters + operations):
         release = min(holder.operation for holder in activation.holders)
         gains[saved, at["forward", activation.last_use] + 1 : at["backward", release] + 1, column] += activation.bytes
-    for column, (a, f, o) in enumerate(options, start=parameters + operations + len(profile.activations)):
-        form = profile.activations[a].forms[f]
+    for column, (a, f, o) in enumerate(options, start=parameters + operations + len(step.activations)):
+        form = step.activations[a].forms[f]
         option = form.options[o]
-        holders = [profile.activations[a].holders[h].operation for h in form.holders]
+        holders = [step.activations[a].holders[h].operation for h in form.holders]
         made = at["compress", min(holders)]
         gains[saved, made : at["backward", min(holders)] + 1, column] += option.held_bytes
         gains[transient, made, column] += option.compress_bytes
         for holder in holders:
             gains[transient, at["backward", holder], column] += option.restore_bytes
-    if optimizer.states == 2:  # Adam works out one parameter's step in two temporaries
-        constant[transient, -1] += 2 * max((parameter.bytes for parameter in profile.parameters), default=0)
+    if not schedule.early_updates:
+        constant[transient, -1] += max((_update_bytes(parameter.bytes, optimizer) for parameter in profile.parameters), default=0)
     row = {moment: number for number, moment in enumerate(moments)}
     for correction in corrections:
-        constant[transient, row[correction.moment]] += correction.extra_bytes
-    return Timeline(profile, moments, options, constant, gains)
+        if correction.schedule == schedule:
+            constant[transient, row[correction.moment]] += correction.extra_bytes
+    return Timeline(profile, schedule, step, moments, options, constant, gains)
 
 
-def _moments(profile: Profile) -> tuple[tuple[Moment, ...], dict[tuple[str, int], int]]:
+def _update_bytes(parameter_bytes: int, optimizer: Optimizer) -> int:
+    """Transient bytes of one parameter's update: Adam works out its step in two temporaries."""
+    return 2 * parameter_bytes if optimizer.states == 2 else 0
+
+
+def _moments(step: Step) -> tuple[tuple[Moment, ...], dict[tuple[str, int], int]]:
     """The moments in order, and the row of each phase of each operation."""
     first_holders = {
-        min(activation.holders[h].operation for h in form.holders) for activation in profile.activations for form in activation.forms
+        min(activation.holders[h].operation for h in form.holders) for activation in step.activations for form in activation.forms
     }
     moments: list[Moment] = []
     at: dict[tuple[str, int], int] = {}
-    for i, operation in enumerate(profile.operations):
+    for i, operation in enumerate(step.operations):
         if i in first_holders:
             at["compress", i] = len(moments)
             moments.append(Moment("compress", operation.name))
         at["forward", i] = len(moments)
         moments.append(Moment("forward", operation.name))
-    for i in reversed(range(len(profile.operations))):
+    for i in reversed(range(len(step.operations))):
         at["backward", i] = len(moments)
-        moments.append(Moment("backward", profile.operations[i].name))
+        moments.append(Moment("backward", step.operations[i].name))
     moments.append(Moment("update", "optimizer"))
     return tuple(moments), at
