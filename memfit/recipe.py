@@ -7,6 +7,7 @@ from typing import Any
 from memfit.program import BatchNormMode
 
 RECIPE_VERSION = 2
+RECOMPUTE = "recompute"  # the technique whose settings are `sources`, operations that the value is worked out from again
 
 
 @dataclass(frozen=True, slots=True)

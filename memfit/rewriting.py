@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from memfit.chains import HoldSources, chain_of
 from memfit.forms import form_from_settings
 from memfit.operators.conv import convolution
 from memfit.operators.held import Hold
@@ -18,7 +19,7 @@ from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
 from memfit.program import arguments, fingerprint, per_axis
-from memfit.recipe import Recipe
+from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
 aten = torch.ops.aten
 
@@ -56,12 +57,12 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     nodes = {node.name: node for node in module.graph.nodes}
     masks = set(recipe.masks)
     held_by: dict[str, Node] = {}
-    for form_plan in recipe.forms:
-        form = form_from_settings(form_plan.technique, form_plan.settings)
+    holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
+    for form_plan, hold, tensors in holds:
         first = next(node for node in module.graph.nodes if node.name in form_plan.holders)
         with module.graph.inserting_before(first):
-            module.add_module(f"memfit_held_{form_plan.value}_{first.name}", Hold(form))
-            held = module.graph.call_module(f"memfit_held_{form_plan.value}_{first.name}", (nodes[form_plan.value],))
+            module.add_module(f"memfit_held_{form_plan.value}_{first.name}", hold)
+            held = module.graph.call_module(f"memfit_held_{form_plan.value}_{first.name}", tensors)
         held_by |= dict.fromkeys(form_plan.holders, held)
     for node in list(nodes.values()):
         if holds_its_input(module, node):
@@ -79,6 +80,15 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> tuple[nn.Module, tuple[Node, ...]]:
+    """What holds an activation for its holders, and the nodes whose outputs it takes."""
+    value = nodes[form_plan.value]
+    if form_plan.technique != RECOMPUTE:
+        return Hold(form_from_settings(form_plan.technique, form_plan.settings)), (value,)
+    chain, tensors = chain_of(value, [nodes[name] for name in form_plan.settings["sources"]])
+    return HoldSources(chain), tuple(tensors)
 
 
 def _is_frozen_batch_norm(node: Node) -> bool:

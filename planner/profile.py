@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Setting = int | float | str | tuple[int, ...]
+Setting = int | float | str | tuple[int, ...] | tuple[str, ...]
 Phase = Literal["compress", "forward", "backward", "update"]
 
 
@@ -39,6 +39,7 @@ class Operation:
         backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
             is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
+        forward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
 
@@ -49,6 +50,7 @@ class Operation:
     forward_bytes: int
     backward_bytes: int
     internal_bytes: int
+    forward_seconds: float = 0.0
     source: str | None = None
 
 

@@ -18,6 +18,7 @@ from planner.named_step import named_step
 from planner.parts import part_sizes
 from planner.plan import Schedule
 from planner.profile import Activation, Live, Moment, Operation, Parameter, Phase, Profile, Step
+from planner.recomputation import recomputations, with_recomputations
 from planner.record import Recording, record
 from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
@@ -67,11 +68,13 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         plain_seconds=seconds,
         plain=tuple(Live(moment, static_bytes(graph.module) + batches[0].bytes + peak) for moment, peak in plain.peaks.items()),
     )
+    again = recomputations(graph, batches[0])
     sizes = part_sizes(graph, batches[0], loss)
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
-        activations = lambda each: activations_of(graph, each, spectra, energies)  # noqa: E731
-        profile = replace(profile, steps=(*profile.steps, _step(profile, graph, batches[0], samples, activations)))
+        step, structure = _step(profile, graph, batches[0], samples, lambda each: activations_of(graph, each, spectra, energies))
+        step = replace(step, activations=with_recomputations(again, structure, step.activations, step.operations))
+        profile = replace(profile, steps=(*profile.steps, step))
     return profile
 
 
@@ -108,7 +111,7 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -
 
 def _step(
     profile: Profile, graph: TrainingGraph, batch: Batch, samples: int, activations: Callable[[Structure], tuple[Activation, ...]]
-) -> Step:
+) -> tuple[Step, Structure]:
     """What a step holds while so many samples go through the model at a time."""
     part = batch.first(samples)
     structure = observe_structure(graph, part, profile.loss)
@@ -131,12 +134,13 @@ def _step(
                 0,
                 0,
                 structure.internal_bytes[i],
+                step.seconds * exact.seconds.get(Moment("forward", name), 0.0) / sum(exact.seconds.values()),
                 structure.sources[i],
             )
             for i, name in enumerate(structure.names)
         ),
     )
-    return replace(step, operations=_with_workspace(profile, step, exact))
+    return replace(step, operations=_with_workspace(profile, step, exact)), structure
 
 
 def _with_workspace(profile: Profile, step: Step, exact: Recording) -> tuple[Operation, ...]:

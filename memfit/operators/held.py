@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,19 @@ from memfit.forms import Form, Held
 RESTORE_BYTES = 4 << 20  # of dense tensor restored at once; one sample if that is more
 
 
+class Restorable(Protocol):
+    """What gives an activation back from what is held of it: a form, or a chain of operations."""
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+        """Samples start..stop-1 of the activation, whose shape was `shape`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HeldTensor:
-    """An activation in a form, as its holders share it."""
+    """An activation as its holders share it, not whole."""
 
-    form: Form
+    form: Restorable
     tensors: Held
 
 
@@ -34,7 +43,7 @@ class Hold(nn.Module):
             return HeldTensor(self.form, self.form.compress(x.detach()))
 
 
-def unpacked(held: HeldTensor | None) -> tuple[Form | Tensor | None, ...]:
+def unpacked(held: HeldTensor | None) -> tuple[Restorable | Tensor | None, ...]:
     """Form and tensors as arguments of an autograd function, which sees tensors only where they stand by themselves."""
     return (None,) if held is None else (held.form, *held.tensors)
 
@@ -44,7 +53,7 @@ def samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
     return min(max(1, RESTORE_BYTES // max(1, itemsize * prod(shape[1:]))), shape[0])
 
 
-def restored_ranges(form: Form, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
+def restored_ranges(form: Restorable, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
     """The held tensor, a range of samples at a time."""
     step = max(1, samples_at_once(shape, itemsize))
     for start in range(0, shape[0], step):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import memfit
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
+from memfit.recipe import RECOMPUTE, HeldForm
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, InfeasibleBudget
 from planner.patching import recipe_of
@@ -54,15 +55,35 @@ def test_lossless_plans_have_the_gradients_of_the_original(name: str) -> None:
     graph, sample, loss = graph_of(name, torch.float64)
     profile = profile_of(graph, sample, loss)
     truth = gradients(graph.module, sample, loss)
-    # Every mask there is, and then none.
+    # Nothing, every mask there is, and every way to work an activation out again.
     masks = tuple(f.value for a in profile.whole.activations for f in a.forms if f.options and f.options[0].technique == "mask")
     exact = graph.exact_recipe(loss)
-    for recipe in (exact, dataclasses.replace(exact, masks=masks)):
+    again = recomputing(profile)
+    assert len(again) >= 2
+    forms = [dataclasses.replace(exact, forms=(form,), masks=masks) for form in again]
+    for recipe in (exact, dataclasses.replace(exact, masks=masks), *forms):
         ours = gradients(graph.rewritten(recipe), sample, loss)
         assert ours.keys() == truth.keys()
         for parameter, gradient in truth.items():
             assert float((ours[parameter] - gradient).norm() / gradient.norm()) <= 1e-10, parameter
     assert masks or name == "attending"
+
+
+def recomputing(profile: Profile) -> list[HeldForm]:
+    """Every option of the profile that works an activation out again."""
+    operations = profile.whole.operations
+    return [
+        HeldForm(
+            form.value,
+            tuple(operations[activation.holders[h].operation].name for h in form.holders),
+            option.technique,
+            dict(option.settings),
+        )
+        for activation in profile.whole.activations
+        for form in activation.forms
+        for option in form.options
+        if option.technique == RECOMPUTE
+    ]
 
 
 def test_the_whole_budget_gives_an_exact_plan(case: Case) -> None:
