@@ -30,6 +30,22 @@ Values = NDArray[np.float64]
 Row = tuple[dict[int, float], float]
 
 
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What is to be least: of each variable.
+
+    Attributes:
+        gap: to which it is proved to be the least, of the costs and 1 beside them.
+        most: choices that cost more are not looked for.
+        seconds: for which HiGHS may search.
+    """
+
+    of: Values
+    gap: float
+    most: float = np.inf
+    seconds: float = TIME_LIMIT_SECONDS
+
+
 @dataclass
 class IntegerProgram:
     """The rows of the integer program. Variables: those of the timeline, then the loss of each trainable parameter."""
@@ -39,56 +55,63 @@ class IntegerProgram:
     trainable: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self.profile, self.step = self.timeline.profile, self.timeline.step
+        self.profile, self.step, self.at = self.timeline.profile, self.timeline.step, self.timeline.columns
         energies = {p.name: p.gradient_energy for p in self.profile.parameters if p.name in set(self.trainable)}
         total = sum(energies.values())
         self.share = {name: energy / total for name, energy in energies.items()}
         self.options: dict[int, Option] = {
-            column: self.step.activations[a].forms[f].options[o]
-            for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at)
+            column: self.step.activations[a].forms[f].options[o] for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options)
         }
-        self.base = self.timeline.gains.shape[2]
+        self.base = self.at.count
         self.loss_at = {name: self.base + n for n, name in enumerate(self.trainable)}
         self.columns = self.base + len(self.trainable)
-        self.bytes = np.pad(self.timeline.gains.sum(0), ((0, 0), (0, len(self.trainable)))).astype(np.float64)
-        self.constant = self.timeline.constant.sum(0)
+
+    @cached_property
+    def constant(self) -> NDArray[np.int64]:
+        """Bytes of each moment whatever is chosen."""
+        return self.timeline.matrix()[0]
+
+    @cached_property
+    def bytes(self) -> Values:
+        """Bytes of each moment for each variable."""
+        return np.pad(self.timeline.matrix()[1].astype(np.float64), ((0, 0), (0, len(self.trainable))))
 
     @cached_property
     def rows(self) -> tuple[csr_array, Values]:
         """Rows that hold whatever the budget: Σ coefficient · variable ≥ bound."""
         rows = [*self._flow(), *self._cover(), *self._sources(), *self._lose()]
-        rows.append(({self.timeline.parameter_at[name]: 1.0 for name in self.trainable}, 1.0))  # a plan trains something
+        rows.append(({self.at.parameter[name]: 1.0 for name in self.trainable}, 1.0))  # a plan trains something
         return _sparse([terms for terms, _ in rows], self.columns), np.array([least for _, least in rows])
 
     @cached_property
     def integral(self) -> NDArray[np.int64]:
         integral = np.zeros(self.columns, dtype=np.int64)
-        integral[: self.timeline.gradients_at] = 1
-        integral[self.timeline.options_at : self.base] = 1
+        integral[: self.at.gradients] = 1
+        integral[self.at.options : self.base] = 1
         return integral
 
     def _flow(self) -> Iterator[Row]:
         """A gradient passes an operation that reads a trained parameter, or an output that a gradient passes."""
-        at = self.timeline.gradients_at
+        at = self.at.gradients
         for i, operation in enumerate(self.step.operations):
             for source in operation.inputs:
                 yield {at + i: 1.0, at + source: -1.0}, 0.0
             for name in operation.parameters:
-                yield {at + i: 1.0, self.timeline.parameter_at[name]: -1.0}, 0.0
+                yield {at + i: 1.0, self.at.parameter[name]: -1.0}, 0.0
 
     def _cover(self) -> Iterator[Row]:
         """What a holder needs is kept whole, or in an option of a form that serves it."""
         options: dict[tuple[int, int], list[int]] = {}
-        for column, (a, f, _) in enumerate(self.timeline.options, start=self.timeline.options_at):
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
             options.setdefault((a, f), []).append(column)
         for a, activation in enumerate(self.step.activations):
             for h, holder in enumerate(activation.holders):
                 need = (
-                    self.timeline.parameter_at[holder.parameter]
+                    self.at.parameter[holder.parameter]
                     if holder.needed_for == "weight" and holder.parameter is not None
-                    else self.timeline.gradients_at + holder.operation
+                    else self.at.gradients + holder.operation
                 )
-                row = {self.timeline.wholes_at + a: 1.0, need: -1.0}
+                row = {self.at.wholes + a: 1.0, need: -1.0}
                 for f, form in enumerate(activation.forms):
                     if h in form.holders:
                         row |= dict.fromkeys(options.get((a, f), ()), 1.0)
@@ -97,9 +120,9 @@ class IntegerProgram:
     def _sources(self) -> Iterator[Row]:
         """What an option is worked out from is kept whole. Of a form one option is enough, so these share a row."""
         rows: dict[tuple[int, int, int], dict[int, float]] = {}
-        for column, (a, f, _) in enumerate(self.timeline.options, start=self.timeline.options_at):
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
             for source in self.options[column].sources:
-                rows.setdefault((a, f, source), {self.timeline.wholes_at + source: 1.0})[column] = -1.0
+                rows.setdefault((a, f, source), {self.at.wholes + source: 1.0})[column] = -1.0
         yield from ((row, 0.0) for row in rows.values())
 
     def _lose(self) -> Iterator[Row]:
@@ -110,7 +133,7 @@ class IntegerProgram:
         """
         lost: dict[str, dict[int, float]] = {name: {} for name in self.trainable}
         shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.trainable}
-        for column, (a, f, _) in enumerate(self.timeline.options, start=self.timeline.options_at):
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
             activation = self.step.activations[a]
             alone = len({activation.holders[h] for h in activation.forms[f].holders}) == 1
             for name, energy in self.options[column].lost_energy.items():
@@ -119,22 +142,22 @@ class IntegerProgram:
                     if not alone:
                         shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
         for name, column in self.loss_at.items():
-            share, trained = self.share[name], self.timeline.parameter_at[name]
+            share, trained = self.share[name], self.at.parameter[name]
             frozen = share * max(0.0, 1.0 - sum(shared[name].values()))
             yield {column: 1.0, trained: frozen, **{at: -share * each for at, each in lost[name].items()}}, frozen
             if shared[name]:
                 yield {column: 1.0, trained: share}, share
         for a, f in {form for forms in shared.values() for form in forms}:
-            at = [column for column, option in enumerate(self.timeline.options, start=self.timeline.options_at) if option[:2] == (a, f)]
+            at = [column for column, option in enumerate(self.at.chosen, start=self.at.options) if option[:2] == (a, f)]
             yield dict.fromkeys(at, -1.0), -1.0
 
     def _energy(self, name: str) -> float:
-        return self.profile.parameters[self.timeline.parameter_at[name]].gradient_energy
+        return self.profile.parameters[self.at.parameter[name]].gradient_energy
 
     @cached_property
     def upper(self) -> Values:
         upper = np.ones(self.columns)
-        for parameter, column in self.timeline.parameter_at.items():
+        for parameter, column in self.at.parameter.items():
             upper[column] = parameter in self.loss_at
         for column, option in self.options.items():
             upper[column] = self.request.may_use(option.technique)
@@ -172,82 +195,75 @@ class IntegerProgram:
                     break
         return kept
 
-    def peak_bytes(self, choices: Choices) -> int:
-        """The highest predicted footprint, in whole bytes."""
-        return int((self.constant + self.timeline.gains.sum(0) @ self.timeline.variables(choices)).max())
-
     def everything(self) -> Choices:
         """All that may train does, and is kept whole."""
         return exact_choices(self.step, frozenset(self.trainable))
 
     def exact(self, budget_bytes: int) -> Choices | None:
         """Choices within the budget that train everything and lose nothing, in the least time; None where there are none."""
-        if self.peak_bytes(self.everything()) <= budget_bytes:
+        if self.timeline.peak_bytes(self.everything()) <= budget_bytes:
             return self.everything()
         lower = np.zeros(self.columns)
-        lower[[self.timeline.parameter_at[name] for name in self.trainable]] = 1.0
-        solved = self._solve(budget_bytes, self.seconds, 1.0, SECONDS_GAP, lower, self.upper_exact)
+        lower[[self.at.parameter[name] for name in self.trainable]] = 1.0
+        solved = self._solve(Costs(self.seconds, SECONDS_GAP), budget_bytes, lower, self.upper_exact)
         return solved and solved[0]
 
-    def least_loss(self, budget_bytes: int) -> tuple[Choices, float] | None:
-        """The choices within the budget that lose least, and the proven least loss of any; None where nothing fits."""
-        return self._solve(budget_bytes, self._loss(), 1.0, LOSS_GAP, np.zeros(self.columns), self.upper)
+    def least_loss(self, budget_bytes: int, most: float = np.inf, seconds: float = TIME_LIMIT_SECONDS) -> tuple[Choices, float] | None:
+        """The choices within the budget that lose least, and the proven least loss of any.
+
+        Args:
+            most: a loss that is had already; no choices that lose more are looked for.
+
+        Returns:
+            None where nothing fits, or nothing with less loss.
+        """
+        return self._solve(Costs(self._loss(), LOSS_GAP, most, seconds), budget_bytes, np.zeros(self.columns), self.upper)
 
     def least_loss_bound(self, budget_bytes: int) -> float:
         """No choices within the budget lose less; infinite where nothing fits. Quick: it lets choices be made by parts."""
         room = budget_bytes - self.constant
         if (room < 0).any():
             return float("inf")
-        result = self._milp(self._loss(), 0.0, np.zeros(self.columns), self.upper, room, budget_bytes / PARTS, {}, whole=False)
-        return float("inf") if result.x is None else float(result.fun)
+        result = self._milp(Costs(self._loss(), LOSS_GAP), np.zeros(self.columns), self.upper, room, budget_bytes / PARTS, whole=False)
+        return float("inf") if result.x is None else float(result.fun) - 1.0
 
     def _loss(self) -> Values:
         costs = TIME_PRICE * self.seconds
         costs[self.base : self.columns] = 1.0
         return costs
 
-    def _solve(
-        self, budget_bytes: int, costs: Values, constant: float, gap: float, lower: Values, upper: Values
-    ) -> tuple[Choices, float] | None:
-        """Choices of the least costs, to within `gap` of them and the constant, and the proven bound."""
+    def _solve(self, costs: Costs, budget_bytes: int, lower: Values, upper: Values) -> tuple[Choices, float] | None:
+        """Choices of the least costs within the budget, and the proven bound of costs."""
         room = budget_bytes - self.constant
         for _ in range(RETRIES):
             if (room < 0).any():
                 return None
-            options = {"mip_rel_gap": gap, "time_limit": TIME_LIMIT_SECONDS}
-            result = self._milp(costs, constant, lower, upper, room, budget_bytes / PARTS, options)
+            result = self._milp(costs, lower, upper, room, budget_bytes / PARTS)
             if result.x is None:
                 return None
             choices = self.choices(result.x)
-            over = self.peak_bytes(choices) - budget_bytes
+            over = self.timeline.peak_bytes(choices) - budget_bytes
             if over <= 0:
-                return choices, max(0.0, float(result.mip_dual_bound or 0.0) - constant)
+                return choices, max(0.0, float(result.mip_dual_bound or 0.0) - 1.0)
             room = room - over
         return None
 
-    def _milp(
-        self,
-        costs: Values,
-        constant: float,
-        lower: Values,
-        upper: Values,
-        room: NDArray[np.int64],
-        unit: float,
-        options: dict[str, float],
-        whole: bool = True,
-    ) -> OptimizeResult:
+    def _milp(self, costs: Costs, lower: Values, upper: Values, room: NDArray[np.int64], unit: float, whole: bool = True) -> OptimizeResult:
         """Least costs with each moment's bytes within its room. `whole`: variables of choices are 0 or 1, and not between."""
         tight = self.undominated & (np.maximum(self.bytes, 0) @ upper > room)  # no choice overfills the other moments
         rows, least = self.rows
+        constraints = [
+            LinearConstraint(_widened(rows), least, np.inf),
+            LinearConstraint(_widened(csr_array(self.bytes[tight] / unit)), -np.inf, room[tight] / unit),
+        ]
+        if costs.most < np.inf:
+            constraints.append(LinearConstraint(_widened(csr_array(costs.of[None, :])), -np.inf, costs.most))
         return milp(
-            np.append(costs, constant),  # one more variable, fixed at 1
+            np.append(costs.of, 1.0),  # one more variable, fixed at 1: gaps are relative to the costs and it
             integrality=np.append(self.integral, 0) * whole,
             bounds=Bounds(np.append(lower, 1.0), np.append(upper, 1.0)),
-            constraints=[
-                LinearConstraint(_widened(rows), least, np.inf),
-                LinearConstraint(_widened(csr_array(self.bytes[tight] / unit)), -np.inf, room[tight] / unit),
-            ],
-            options=options,
+            constraints=constraints,
+            options={"mip_rel_gap": costs.gap, "time_limit": costs.seconds},
         )
 
     def least_peak(self, whole: bool = True) -> tuple[Choices, float]:
@@ -274,15 +290,13 @@ class IntegerProgram:
         )
         assert result.x is not None, "training one parameter with everything kept whole satisfies every row"
         choices = self.choices(result.x)
-        return choices, float(self.peak_bytes(choices)) if whole else result.x[-1] * unit
+        return choices, float(self.timeline.peak_bytes(choices)) if whole else result.x[-1] * unit
 
     def choices(self, values: Values) -> Choices:
         """Whole choices of a solution, without what no trained parameter needs."""
-        trained = frozenset(name for name in self.trainable if values[self.timeline.parameter_at[name]] > 0.5)
+        trained = frozenset(name for name in self.trainable if values[self.at.parameter[name]] > 0.5)
         needed = exact_choices(self.step, trained).whole
-        chosen = {
-            (a, f): o for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at) if values[column] > 0.5
-        }
+        chosen = {(a, f): o for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options) if values[column] > 0.5}
         passes = gradient_flow(self.step, trained)
         whole: set[int] = set()
         forms: dict[tuple[int, int], int] = {}
@@ -305,7 +319,11 @@ class IntegerProgram:
     def seconds_of(self, choices: Choices) -> float:
         """Seconds of a step: of one with all kept whole, and of the options' own work."""
         options = (self.step.activations[a].forms[f].options[o] for (a, f), o in choices.forms.items())
-        return self.step.seconds + sum(option.seconds for option in options)
+        return self.timeline.seconds(choices) + sum(option.seconds for option in options)
+
+    @cached_property
+    def seconds_of_everything(self) -> float:
+        return self.timeline.seconds(self.everything())
 
     def lost(self, choices: Choices) -> dict[str, float]:
         """Share of all energy that each trainable parameter loses."""

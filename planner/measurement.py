@@ -20,7 +20,6 @@ from torch.fx import GraphModule
 
 import memfit
 from memfit.losses import loss_of
-from memfit.micro_batches import parts
 from memfit.program import call_with
 from memfit.training_step import TrainingStep, make_optimizer
 from planner.capture import capture
@@ -154,10 +153,13 @@ def _fidelity(task: Task, batches: list[Batch]) -> float:
     plain, planned = _plain(task), _planned(task)
     for model in (plain, planned):
         without_dropout(model)
+    step = TrainingStep(planned, lr=0.0)
     wanted = set(task.trainable)
     lost = total = 0.0
     for batch in batches:
-        exact, ours = _gradients(plain, task.loss, batch, None), _gradients(planned, task.loss, batch, planned.recipe.micro_batch)
+        loss_of(task.loss, call_with(plain, batch.inputs), batch.targets).backward()
+        step.backward(batch.inputs, batch.targets)
+        exact, ours = _gradients(plain), _gradients(planned)
         for name, gradient in exact.items():
             if name in wanted:
                 difference = gradient - ours[name] if name in ours else gradient
@@ -166,9 +168,7 @@ def _fidelity(task: Task, batches: list[Batch]) -> float:
     return 1.0 - lost / total if total else 1.0
 
 
-def _gradients(model: GraphModule, loss: str, batch: Batch, micro_batch: int | None) -> dict[str, torch.Tensor]:
-    for inputs, targets, weight in parts(batch.inputs, batch.targets, loss, micro_batch):
-        (loss_of(loss, call_with(model, inputs), targets) * weight).backward()
+def _gradients(model: GraphModule) -> dict[str, torch.Tensor]:
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return gradients

@@ -1,12 +1,14 @@
 """Training steps whose every operation runs in a named range, so that the allocator's record tells of each moment."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from memfit.losses import loss_of
+from memfit.program import in_order
 from memfit.training_step import Inputs, TrainingStep
 from planner.capture import NamedRun
 from planner.record import forward_range, update_range
@@ -15,11 +17,17 @@ from planner.structure import LOSS
 
 
 class NamedTrainingStep(TrainingStep):
-    """The planned step, its operations run one by one. Its inputs are a tuple."""
+    """The planned step, its operations run one by one."""
 
-    def _loss(self, inputs: Inputs, targets: Tensor | None) -> Tensor:
-        assert isinstance(inputs, tuple) and isinstance(self.model, GraphModule)
-        return named_loss(self.model, self.loss, Batch(inputs, targets))
+    def _outputs(self, inputs: Inputs) -> Any:
+        return self._run(self.model, tuple(in_order(self.model, inputs)))
+
+    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], again: bool = True) -> Any:
+        return NamedRun(half, sliced=not again).run(*tensors)
+
+    def _loss(self, outputs: Any, targets: Tensor | None, weight: float) -> Tensor:
+        with forward_range(LOSS):
+            return super()._loss(outputs, targets, weight)
 
     def _update(self) -> None:
         with update_range():
@@ -29,18 +37,16 @@ class NamedTrainingStep(TrainingStep):
 def named_step(module: GraphModule, optimizer: torch.optim.Optimizer, loss: str, batch: Batch) -> Callable[[], None]:
     """Forward, loss, backward and update on one batch; gradients are let go at the end."""
 
+    def forward() -> Tensor:
+        # The outputs end with this frame, as in `memfit.TrainingStep`.
+        outputs = NamedRun(module).run(*batch.inputs)
+        with forward_range(LOSS):
+            return loss_of(loss, outputs, batch.targets)
+
     def step() -> None:
-        named_loss(module, loss, batch).backward()
+        forward().backward()
         with update_range():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def named_loss(module: GraphModule, loss: str, batch: Batch) -> Tensor:
-    """The loss of a batch."""
-    # The outputs end with this frame, as in `memfit.TrainingStep`.
-    outputs = NamedRun(module).run(*batch.inputs)
-    with forward_range(LOSS):
-        return loss_of(loss, outputs, batch.targets)

@@ -1,12 +1,14 @@
-"""Whether a batch may go through the model in parts, and in which sizes."""
+"""Whether a batch may go through the model in parts, in which sizes, and where the size may change."""
 
 import torch
+from torch.fx import Node
 
 from memfit.losses import loss_of
 from memfit.micro_batches import parts
 from memfit.program import call_with
-from planner.capture import TrainingGraph
+from planner.capture import TrainingGraph, changes_its_input
 from planner.fidelity import without_dropout
+from planner.profile import Step
 from planner.sample import Batch
 
 SMALLEST_DIFFERENCE = 1e-3  # of the gradient's norm: far above rounding, far below what samples that touch one another change
@@ -37,3 +39,29 @@ def _gradient(graph: TrainingGraph, batch: Batch, loss: str, micro_batch: int | 
     gradient = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     module.zero_grad(set_to_none=True)
     return gradient
+
+
+def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
+    """Operations whose result is all that later ones read of what is before them, weights included."""
+    order = {node: i for i, node in enumerate(graph.operations)}
+    every = [*graph.operations, graph.module.graph.output_node()]
+    readers: dict[str, list[int]] = {}
+    for i, operation in enumerate(whole.operations):
+        for name in operation.parameters:
+            readers.setdefault(name, []).append(i)
+    return tuple(
+        node.name
+        for node, i in order.items()
+        if isinstance(node.meta.get("val"), torch.Tensor)
+        and len(node.meta["val"].shape) > 0
+        and {source for later in every[i + 1 :] for source in _read_before(later, order, i)} == {node}
+        and not any(min(reads) <= i < max(reads) for reads in readers.values())
+        and not any(changes_its_input(user, graph.module) for user in node.users)
+        and sum(born <= i < last_use for _, born, last_use in whole.storages) == 1
+    )
+
+
+def _read_before(later: Node, order: dict[Node, int], i: int) -> list[Node]:
+    """Tensors up to operation `i` that a later operation reads. (Sizes are worked out anew.)"""
+    earlier = (source for source in later.all_input_nodes if order.get(source, i + 1) <= i)
+    return [source for source in earlier if isinstance(source.meta.get("val"), torch.Tensor)]

@@ -22,4 +22,6 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         ),
         micro_batch=plan.schedule.micro_batch if len(profile.steps) > 1 and not plan.own_loop else None,
         early_updates=plan.schedule.early_updates,
+        split=plan.schedule.split,
+        slice=plan.schedule.slice,
     )

@@ -10,7 +10,7 @@ KEEP, MASK, NOT_NEEDED = "keep", "mask", "not needed"
 
 
 # Ways to run the whole step, which requests may allow or forbid like techniques.
-MICRO_BATCH, EARLY_UPDATE = "micro_batch", "early_update"
+MICRO_BATCH, EARLY_UPDATE, SLICES = "micro_batch", "early_update", "slices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,16 @@ class Schedule:
     Attributes:
         micro_batch: samples at a time; the gradients of all parts of a batch are added up.
         early_updates: each parameter is updated as soon as its gradient is complete, which then goes. Only where the whole
-            batch goes at once.
+            batch goes at once, after the split if there is one.
+        split: the operation up to which fewer samples go at a time, without autograd, and after that the whole batch at once. For
+            the gradient of what is before it, that runs a second time.
+        slice: samples at a time up to the split.
     """
 
     micro_batch: int
     early_updates: bool = False
+    split: str | None = None
+    slice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Setting = int | float | str | tuple[int, ...] | tuple[str, ...]
-Phase = Literal["compress", "forward", "backward", "update"]
+Phase = Literal["sliced", "compress", "forward", "backward", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +12,7 @@ class Moment:
     """A point of the step: an operation in one of its phases.
 
     `compress` is just before forward, where the form of its input is made; `update` the optimizer's step, after all backwards.
+    `sliced` is forward of an operation before the split of a schedule, the first time, without autograd.
     """
 
     phase: Phase
@@ -39,7 +40,7 @@ class Operation:
         backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
             is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
-        forward_seconds: of a step of the whole batch.
+        forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
 
@@ -51,6 +52,7 @@ class Operation:
     backward_bytes: int
     internal_bytes: int
     forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
     source: str | None = None
 
 
@@ -145,12 +147,10 @@ class Step:
 
     Attributes:
         batch_size: that number.
-        seconds: of a step of the whole batch done this way, all kept whole.
         storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
     """
 
     batch_size: int
-    seconds: float
     operations: tuple[Operation, ...]
     activations: tuple[Activation, ...]
     storages: tuple[tuple[int, int, int], ...]
@@ -165,6 +165,8 @@ class Profile:
         static_bytes: parameters, buffers and the batch; gradients and optimizer state come with a plan.
         steps: of the whole batch at once, then of its parts one after the other, from large to small; without the latter where
             they would not add up to the same gradient.
+        splits: operations after which nothing reads what was before, but their result: where a step may go on with another
+            number of samples.
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
     """
@@ -175,6 +177,7 @@ class Profile:
     static_bytes: int
     parameters: tuple[Parameter, ...]
     steps: tuple[Step, ...]
+    splits: tuple[str, ...]
     plain_peak_bytes: int
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())

@@ -14,8 +14,9 @@ from planner.activations import activations_of
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import measure_energies, measure_spectra
+from planner.footprint import timeline
 from planner.named_step import named_step
-from planner.parts import part_sizes
+from planner.parts import part_sizes, splits
 from planner.plan import Schedule
 from planner.profile import Activation, Live, Moment, Operation, Parameter, Phase, Profile, Step
 from planner.recomputation import recomputations, with_recomputations
@@ -24,7 +25,7 @@ from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.structure import Structure, observe_structure
 from planner.techniques import candidates
-from planner.timeline import exact_choices, timeline
+from planner.timeline import exact_choices
 
 Progress = Callable[[float, str], None]
 
@@ -64,6 +65,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
             for name, p in graph.module.named_parameters()
         ),
         steps=(),
+        splits=(),
         plain_peak_bytes=static_bytes(graph.module) + batches[0].bytes + plain.peak_bytes,
         plain_seconds=seconds,
         plain=tuple(Live(moment, static_bytes(graph.module) + batches[0].bytes + peak) for moment, peak in plain.peaks.items()),
@@ -75,7 +77,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         step, structure = _step(profile, graph, batches[0], samples, lambda each: activations_of(graph, each, spectra, energies))
         step = replace(step, activations=with_recomputations(again, structure, step.activations, step.operations))
         profile = replace(profile, steps=(*profile.steps, step))
-    return profile
+    return replace(profile, splits=splits(graph, profile.whole)) if len(sizes) > 1 else profile
 
 
 def static_bytes(module: GraphModule) -> int:
@@ -116,9 +118,9 @@ def _step(
     part = batch.first(samples)
     structure = observe_structure(graph, part, profile.loss)
     exact, seconds = measure_step(graph.rewritten(graph.exact_recipe(profile.loss)), part, profile.loss)
+    share = seconds * batch.samples / samples / sum(exact.seconds.values())  # a step under record takes longer
     step = Step(
         samples,
-        seconds * batch.samples / samples,
         (),
         activations(structure),  # first: it takes over what operations keep of their own
         tuple((s.bytes, s.born, s.last_use) for s in structure.storages if s.producer >= 0),
@@ -134,7 +136,8 @@ def _step(
                 0,
                 0,
                 structure.internal_bytes[i],
-                step.seconds * exact.seconds.get(Moment("forward", name), 0.0) / sum(exact.seconds.values()),
+                share * exact.seconds.get(Moment("forward", name), 0.0),
+                share * exact.seconds.get(Moment("backward", name), 0.0),
                 structure.sources[i],
             )
             for i, name in enumerate(structure.names)

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from planner.profile import Moment
 
 FORWARD = "memfit.forward:"
+SLICED = "memfit.sliced:"
 COMPRESS = "memfit.compress:"
 UPDATE = "memfit.update"
 
@@ -37,6 +38,11 @@ class Recording:
 def forward_range(operation: str) -> record_function:
     """A context in which an operation's forward runs, so that its moment is known by name."""
     return record_function(FORWARD + operation)
+
+
+def sliced_range(operation: str) -> record_function:
+    """A context in which an operation before a split runs without autograd."""
+    return record_function(SLICED + operation)
 
 
 def compress_range(operation: str) -> record_function:
@@ -86,6 +92,8 @@ def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = 
             if event.name.startswith(FORWARD):
                 inside = event.name.removeprefix(FORWARD)
                 yield _Began(Moment("forward", inside), seconds)
+            elif event.name.startswith(SLICED):
+                yield _Began(Moment("sliced", event.name.removeprefix(SLICED)), seconds)
             elif event.name.startswith(COMPRESS):
                 yield _Began(Moment("compress", event.name.removeprefix(COMPRESS)), seconds)
             elif event.name == UPDATE:

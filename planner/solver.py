@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from planner.errors import InfeasibleBudget, NothingTrainable
-from planner.integer_program import LOSS_GAP, IntegerProgram
+from planner.footprint import timeline
+from planner.integer_program import LOSS_GAP, TIME_LIMIT_SECONDS, IntegerProgram
 from planner.plan import (
     EARLY_UPDATE,
     KEEP,
     MICRO_BATCH,
     NOT_NEEDED,
+    SLICES,
     ActivationChoice,
     Correction,
     Footprint,
@@ -20,10 +22,11 @@ from planner.plan import (
     Plan,
     Schedule,
 )
-from planner.profile import Profile
+from planner.profile import Profile, Step
 from planner.request import Optimizer, PlanRequest
-from planner.timeline import Choices, timeline
+from planner.timeline import Choices, exact_choices
 
+SEARCH_SECONDS = 4.0  # after which no further schedule is searched for less loss
 NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to leave an earlier schedule
 
 
@@ -73,16 +76,43 @@ def _programs(
 
 
 def schedules(profile: Profile, request: PlanRequest) -> list[Schedule]:
-    """The schedules a request allows, the plainest first."""
+    """The schedules a request allows, the plainest first.
+
+    Of those that divide the model only the ones that no other beats in peak and time, while all trains and is kept whole.
+    """
     whole = profile.whole.batch_size
     allowed = [Schedule(whole)]
     if request.own_loop:
         return allowed
-    if request.may_use(EARLY_UPDATE):
+    early = request.may_use(EARLY_UPDATE)
+    if early:
         allowed.append(Schedule(whole, early_updates=True))
     if request.may_use(MICRO_BATCH):
         allowed += [Schedule(step.batch_size) for step in profile.steps[1:]]
+    if request.may_use(SLICES):
+        divided = [Schedule(whole, early, split, step.batch_size) for step in profile.steps[1:] for split in profile.splits]
+        allowed += _unbeaten(profile, request, divided)
     return allowed
+
+
+def _unbeaten(profile: Profile, request: PlanRequest, divided: list[Schedule]) -> list[Schedule]:
+    trainable = frozenset(p.name for p in profile.parameters if request.may_train(p.name))
+    bare = replace(profile, steps=tuple(_without_options(step) for step in profile.steps))
+    costs = []
+    for schedule in divided:
+        made = timeline(bare, request.optimizer, schedule)
+        everything = exact_choices(made.step, trainable)
+        costs.append((made.peak_bytes(everything), made.seconds(everything), schedule))
+    kept, fastest = [], float("inf")
+    for _, seconds, schedule in sorted(costs, key=lambda cost: cost[:2]):
+        if seconds < (1 - NOTICEABLE) * fastest:
+            kept.append(schedule)
+            fastest = seconds
+    return kept
+
+
+def _without_options(step: Step) -> Step:
+    return replace(step, activations=tuple(replace(activation, forms=()) for activation in step.activations))
 
 
 def best(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
@@ -94,9 +124,12 @@ def best(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
 
 
 def _fastest_exact(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+    """What fits as it is comes first, then the others from fast to slow, while they could still be faster."""
     fastest, seconds = None, float("inf")
-    for program in programs:
-        if program.step.seconds >= (1 - NOTICEABLE) * seconds:
+    fitting = [program.timeline.peak_bytes(program.everything()) <= budget_bytes for program in programs]
+    order = sorted(range(len(programs)), key=lambda n: (not fitting[n], 0.0 if fitting[n] else programs[n].seconds_of_everything))
+    for program in (programs[n] for n in order):
+        if program.seconds_of_everything >= (1 - NOTICEABLE) * seconds:
             continue
         choices = program.exact(budget_bytes)
         if choices is not None and program.seconds_of(choices) < (1 - NOTICEABLE) * seconds:
@@ -105,17 +138,21 @@ def _fastest_exact(programs: list[IntegerProgram], budget_bytes: int) -> Solutio
 
 
 def _least_loss(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+    """The most promising schedule first; of the others only what is better. After `SEARCH_SECONDS` their quick bounds must do."""
+    started = perf_counter()
     bounds = [program.least_loss_bound(budget_bytes) for program in programs]
     found: list[Solution] = []
     proved: list[float] = []  # of each schedule, a loss that none of its choices gets below
     for bound, program in sorted(zip(bounds, programs, strict=True), key=lambda pair: pair[0]):
-        if bound >= min((solution.loss for solution in found), default=float("inf")) - LOSS_GAP:
+        least = min((solution.loss for solution in found), default=float("inf"))
+        left = SEARCH_SECONDS - (perf_counter() - started)
+        if bound >= least - LOSS_GAP or (found and left <= 0):
             proved.append(bound)
             continue
-        solved = program.least_loss(budget_bytes)
+        solved = program.least_loss(budget_bytes, least - LOSS_GAP, max(left, 1.0) if found else TIME_LIMIT_SECONDS)
         if solved is not None:
             found.append(Solution(program, solved[0], 0.0))
-            proved.append(solved[1])
+        proved.append(max(bound, solved[1] if solved is not None else least - LOSS_GAP))
     if not found:
         return None
     return replace(min(found, key=lambda solution: solution.loss), least_loss=min(proved))

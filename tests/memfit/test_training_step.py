@@ -59,20 +59,42 @@ def samples(batch: int, ignored: bool) -> tuple[Tensor, Tensor]:
     micro_batch=st.one_of(st.none(), st.integers(1, 4)),
     early=st.booleans(),
     ignored=st.booleans(),
+    split=st.sampled_from([None, "conv1d", "relu"]),
+    size=st.integers(1, 3),
+    trained=st.sampled_from([("lift", "norm", "mix", "head"), ("mix", "head"), ("norm",)]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=25)
 def test_twenty_steps_end_where_plain_ones_do(
-    optimizer: dict[str, Any], batch: int, micro_batch: int | None, early: bool, ignored: bool, seed: int
+    optimizer: dict[str, Any],
+    batch: int,
+    micro_batch: int | None,
+    early: bool,
+    ignored: bool,
+    split: str | None,
+    size: int,
+    trained: tuple[str, ...],
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     model = Tagger().double()
     graph = tagger()
-    recipe = dataclasses.replace(graph.exact_recipe("cross_entropy"), optimizer=optimizer, micro_batch=micro_batch, early_updates=early)
+    exact = graph.exact_recipe("cross_entropy")
+    recipe = dataclasses.replace(
+        exact,
+        optimizer=optimizer,
+        trained=tuple(name for name in exact.trained if name.split(".")[0] in trained),
+        micro_batch=micro_batch,
+        early_updates=early,
+        split=split,
+        slice=size,
+    )
     step = TrainingStep(apply(graph.program, recipe), lr=0.02)
     step.model.load_state_dict(model.state_dict())
     model.norm.eval()
-    plain = make_optimizer(list(model.parameters()), optimizer, lr=0.02)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in recipe.trained)
+    plain = make_optimizer([p for p in model.parameters() if p.requires_grad], optimizer, lr=0.02)
     for _ in range(20):
         x, targets = samples(batch, ignored)
         loss = F.cross_entropy(model(x), targets)
@@ -91,3 +113,49 @@ def test_parts_keep_the_form_of_the_inputs() -> None:
         for part, _, weight in parts(inputs, None, "output:loss", 2):
             assert type(part) is type(inputs)
             assert weight in (0.4, 0.2)
+
+
+def test_what_is_dropped_in_slices_is_dropped_again_for_the_gradient() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.second(F.dropout(self.first(x), 0.5, True))
+            return result
+
+    x, targets = torch.randn(7, 4), torch.randint(3, (7,))
+    model = Dropping()
+    graph = capture(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)))
+    recipe = dataclasses.replace(graph.exact_recipe("cross_entropy"), split="dropout", slice=3)
+    step = TrainingStep(apply(graph.program, recipe), lr=0.1)
+    torch.manual_seed(5)
+    loss = step.backward(x, targets)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    middle = torch.cat([F.dropout(model.first(some), 0.5, True) for some in x.split(3)])
+    truth = F.cross_entropy(model.second(middle), targets)
+    assert torch.rand(1) == after
+    truth.backward()
+    assert loss == pytest.approx(float(truth.detach()))
+    for ours, plain in zip(step.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_a_split_that_more_than_one_value_crosses_is_refused() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            result: Tensor = y + self.second(F.relu(y))
+            return result
+
+    graph = capture(torch.export.export(Residual(), (torch.randn(2, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)))
+    for operation in ("relu", "nothing"):
+        recipe = dataclasses.replace(graph.exact_recipe("mse"), split=operation, slice=1)
+        with pytest.raises(ValueError, match="divides the model after"):
+            TrainingStep(apply(graph.program, recipe), lr=0.1)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from planner.profile import Activation, Form, Holder, Operation, Option, Parameter, Profile, Step
+from planner.profile import Activation, Form, Holder, Operation, Option, Parameter, Profile, Setting, Step
 
 amounts = st.integers(0, 6)
+tenths = st.integers(1, 9).map(lambda n: n / 10)
 
 
 @st.composite
@@ -24,6 +25,7 @@ def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
         reads[-1] = (*reads[-1], "w0")  # tied
     structure = draw(activations(reads, inputs, parameters))
     sizes = [4, 2, 1][: draw(st.integers(1, steps))]
+    splits = tuple(f"op{i}" for i in range(count - 1) if all(i <= min(inputs[j]) for j in range(i + 1, count)) and not tied(reads, i))
     return Profile(
         graph="graph",
         loss="mse",
@@ -31,9 +33,14 @@ def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
         static_bytes=draw(amounts),
         parameters=tuple(parameters),
         steps=tuple(draw(step(size, reads, inputs, structure)) for size in sizes),
+        splits=splits if len(sizes) > 1 else (),
         plain_peak_bytes=1 << 20,
         plain_seconds=1.0,
     )
+
+
+def tied(reads: list[tuple[str, ...]], i: int) -> bool:
+    return any(set(reads[a]) & set(reads[b]) for a in range(i + 1) for b in range(i + 1, len(reads)))
 
 
 @st.composite
@@ -60,9 +67,11 @@ def step(
     storages = [(a.bytes, a.born, a.last_use) for a in resized_structure] + [(1, len(reads) - 1, len(reads) - 1)]
     return Step(
         batch_size=size,
-        seconds=1.0 + draw(st.integers(0, 3)) / 10,
         operations=tuple(
-            Operation(f"op{i}", "op", inputs[i], reads[i], draw(amounts), draw(amounts), draw(st.integers(0, 2))) for i in range(len(reads))
+            Operation(
+                f"op{i}", "op", inputs[i], reads[i], draw(amounts), draw(amounts), draw(st.integers(0, 2)), draw(tenths), draw(tenths)
+            )
+            for i in range(len(reads))
         ),
         activations=resized_structure,
         storages=tuple(storages),
@@ -80,8 +89,10 @@ def activations(
         holders = [Holder(j, "weight", reads[j][0]) if reads[j] and draw(st.booleans()) else Holder(j, "gradient") for j in readers]
         menu = draw(forms(holders, size, parameters))
         sources = [a for a, other in enumerate(made) if min(h.operation for h in other.holders) <= min(readers)]
-        if menu and sources and draw(st.booleans()):  # worked out again from what is whole
-            again = Option("recompute", {}, 0, 0, draw(amounts), {}, draw(st.integers(0, 2)) / 10, (draw(st.sampled_from(sources)),))
+        if menu and sources:  # worked out again from what is whole
+            source = draw(st.sampled_from(sources))
+            settings: dict[str, Setting] = {"sources": (made[source].name,)}
+            again = Option("recompute", settings, 0, 0, draw(amounts), {}, draw(st.integers(0, 2)) / 10, (source,))
             menu = (replace(menu[0], options=(*menu[0].options, again)), *menu[1:])
         made.append(Activation(f"op{i}", i, (size,), "float32", size, i, max(readers), tuple(holders), menu))
     return tuple(made)
@@ -92,7 +103,7 @@ def forms(draw: st.DrawFn, holders: list[Holder], size: int, parameters: list[Pa
     made = []
     energies = {p.name: p.gradient_energy for p in parameters}
     dense = tuple(h for h, holder in enumerate(holders) if holder.needed_for == "weight")
-    if dense and draw(st.booleans()):
+    if dense and draw(st.integers(0, 2)):
         options = []
         for _ in range(draw(st.integers(1, 2))):
             lost = {str(holders[h].parameter): draw(st.integers(0, 4)) / 4 * energies.get(str(holders[h].parameter), 1.0) for h in dense}

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InfeasibleBudget, NothingTrainable
+from planner.footprint import timeline
 from planner.plan import Correction, Schedule
 from planner.profile import Moment, Profile
 from planner.request import Budget, Optimizer, PlanRequest
 from planner.solver import NOTICEABLE, schedules, solve
-from planner.timeline import exact_choices, timeline
+from planner.timeline import exact_choices
 from tests.planner.profiles import small_profiles
 from tests.reference.footprint import every_plan, footprint, lost_share, seconds, step_of
 
@@ -32,6 +33,15 @@ def test_the_timeline_is_a_walk_through_the_step(profile: Profile, optimizer: Op
     assert predicted == footprint(profile, choices, optimizer, schedule)
 
 
+@given(profile=small_profiles())
+@settings(deadline=None, max_examples=300)
+def test_a_split_leaves_the_choices_that_do_not_cross_it(profile: Profile) -> None:
+    for split in profile.splits:
+        for step in profile.steps[1:]:
+            schedule = Schedule(4, True, split, step.batch_size)
+            assert timeline(profile, Optimizer(), schedule).step.activations == step_of(profile, schedule).activations
+
+
 @dataclass(frozen=True)
 class Enumerated:
     """One plan of all there are."""
@@ -49,7 +59,7 @@ def enumerated(profile: Profile, request: PlanRequest) -> list[Enumerated]:
             schedule,
             max(footprint(profile, choices, request.optimizer, schedule).values()),
             lost_share(profile, step, trainable, choices),
-            seconds(step, choices),
+            seconds(profile, choices, schedule),
         )
         for schedule in schedules(profile, request)
         for step in [step_of(profile, schedule)]
