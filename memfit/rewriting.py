@@ -23,11 +23,17 @@ from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
 aten = torch.ops.aten
 
+HELD = "memfit_held_"
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 RELUS = {aten.relu.default: False, aten.relu_.default: True}
 HARDTANHS = {aten.hardtanh.default: False, aten.hardtanh_.default: True, aten.relu6.default: False, aten.relu6_.default: True}
 LEAKY_RELUS = {aten.leaky_relu.default: False, aten.leaky_relu_.default: True}
 MASKABLE: dict[Any, bool] = {**RELUS, **HARDTANHS, **LEAKY_RELUS}
+
+
+def makes_held(node: Node) -> bool:
+    """Whether a node of a rewritten graph makes what later operations hold."""
+    return node.op == "call_module" and str(node.target).startswith(HELD)
 
 
 def holds_its_input(module: GraphModule, node: Node) -> bool:
@@ -61,8 +67,8 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     for form_plan, hold, tensors in holds:
         first = next(node for node in module.graph.nodes if node.name in form_plan.holders)
         with module.graph.inserting_before(first):
-            module.add_module(f"memfit_held_{form_plan.value}_{first.name}", hold)
-            held = module.graph.call_module(f"memfit_held_{form_plan.value}_{first.name}", tensors)
+            module.add_module(f"{HELD}{form_plan.value}_{first.name}", hold)
+            held = module.graph.call_module(f"{HELD}{form_plan.value}_{first.name}", tensors)
         held_by |= dict.fromkeys(form_plan.holders, held)
     for node in list(nodes.values()):
         if holds_its_input(module, node):

@@ -15,12 +15,15 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from memfit.rewriting import makes_held
+
 
 class Split:
     """The two halves of a module; they share its parameters and submodules.
 
     Attributes:
         before: takes the inputs, returns the value at the split.
+        ahead: the same, for a pass without autograd: it makes nothing to hold, so no value waits for that.
         after: takes that value and the inputs, returns what the module returns, as a flat tuple.
         trains_before: whether a parameter that `before` reads trains.
 
@@ -34,6 +37,7 @@ class Split:
             raise ValueError(f"the plan divides the model after {operation}, which it does not have")
         boundary, output = nodes[operation], module.graph.output_node()
         self.before = GraphModule(module, _part(module.graph, boundary, [boundary], None))
+        self.ahead = GraphModule(module, _part(module.graph, boundary, [boundary], None, holding=False))
         self.after = GraphModule(module, _part(module.graph, output, list(pytree.tree_leaves(output.args[0])), boundary))
         shared = _computed(self.before.graph) & _computed(self.after.graph)
         if shared:
@@ -46,12 +50,12 @@ class Split:
         return pytree.tree_unflatten(list(flat), self._out_spec)
 
 
-def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None) -> Graph:
-    """The operations that lead to `end`, from the inputs and the boundary."""
+def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None, holding: bool = True) -> Graph:
+    """The operations that lead to `end`, from the inputs and the boundary; without `holding` those that hold get None instead."""
     needed, waiting = set(), [end]
     while waiting:
         node = waiting.pop()
-        if node not in needed and node is not boundary:
+        if node not in needed and node is not boundary and (holding or not makes_held(node)):
             needed.add(node)
             waiting += node.all_input_nodes
     graph, copies = Graph(), dict[Node, Node]()
@@ -59,7 +63,7 @@ def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None) ->
         copies[boundary] = graph.placeholder(boundary.name)
     for node in whole.nodes:
         if node.op == "placeholder" or (node in needed and node.op != "output"):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node] = graph.node_copy(node, lambda source: copies.get(source))
     graph.output(tuple(copies[each] if isinstance(each, Node) else each for each in results))
     return graph
 
@@ -87,6 +91,7 @@ def joined(values: Iterable[Tensor], samples: int) -> Tensor:
             whole = value.new_empty((samples, *value.shape[1:]))
         whole[start : start + value.shape[0]] = value
         start += value.shape[0]
+        del value  # or it would be there while the next is made
     assert whole is not None
     return whole
 

@@ -97,12 +97,12 @@ class TrainingStep:
         some = slices(inputs, self.slice)
         random = RandomState.now()
         with torch.no_grad():
-            boundary = joined((self._run(split.before, tensors, again=False)[0] for tensors in some), inputs[0].shape[0])
+            boundary = joined((self._run(split.ahead, tensors, sliced=True)[0] for tensors in some), inputs[0].shape[0])
         boundary.requires_grad_(split.trains_before)
         self._complete = last
         loss = self._loss(split.outputs(self._run(split.after, (boundary, *inputs))), targets, weight)
         loss.backward()
-        grad = boundary.grad
+        grad, loss = boundary.grad, loss.detach()  # the graph would hold the boundary
         del boundary
         if grad is not None:
             with random.again():  # what was dropped the first time is dropped again
@@ -120,7 +120,7 @@ class TrainingStep:
     def _outputs(self, inputs: Inputs) -> Any:
         return call_with(self.model, inputs)
 
-    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], again: bool = True) -> Any:
+    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], sliced: bool = False) -> Any:
         return half(*tensors)
 
     def _early_update(self, parameter: Tensor) -> None:

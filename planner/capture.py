@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from memfit.program import BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
-from memfit.rewriting import holds_its_input, may_hold_bits, rewrite
+from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, rewrite
 from planner.errors import BadModel, UnsupportedOperation
 from planner.record import compress_range, forward_range, sliced_range
 from planner.sample import ModelInput
@@ -158,8 +158,7 @@ class NamedRun(Interpreter):
     def run_node(self, n: Node) -> Any:
         if n.op not in ("call_function", "call_module"):
             return super().run_node(n)
-        held_for = n.name.startswith("memfit_held_")
-        with compress_range(next(iter(n.users)).name) if held_for else self.range(n.name):
+        with compress_range(next(iter(n.users)).name) if makes_held(n) else self.range(n.name):
             result = super().run_node(n)
         if self.observe is not None:
             self.observe(n, self.fetch_args_kwargs_from_env(n)[0], result)

@@ -130,7 +130,8 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
             made.add("saved", compress, at("backward", min(holders)), column, option.held_bytes)
             made.add("transient", compress, compress, column, option.compress_bytes)
             for holder in holders:
-                made.add("transient", at("backward", holder), at("backward", holder), column, option.restore_bytes)
+                further = option.restore_bytes + step.operations[holder].ranged_bytes * bool(option.restore_bytes)
+                made.add("transient", at("backward", holder), at("backward", holder), column, further)
 
 
 # ---- up to the split some samples at a time without autograd, then the whole batch, then up to the split again, for the gradient

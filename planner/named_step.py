@@ -22,8 +22,8 @@ class NamedTrainingStep(TrainingStep):
     def _outputs(self, inputs: Inputs) -> Any:
         return self._run(self.model, tuple(in_order(self.model, inputs)))
 
-    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], again: bool = True) -> Any:
-        return NamedRun(half, sliced=not again).run(*tensors)
+    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], sliced: bool = False) -> Any:
+        return NamedRun(half, sliced=sliced).run(*tensors)
 
     def _loss(self, outputs: Any, targets: Tensor | None, weight: float) -> Tensor:
         with forward_range(LOSS):

@@ -11,6 +11,7 @@ from planner.fidelity import without_dropout
 from planner.profile import Step
 from planner.sample import Batch
 
+NEAR = 4  # operations: about a block's depth
 SMALLEST_DIFFERENCE = 1e-3  # of the gradient's norm: far above rounding, far below what samples that touch one another change
 
 
@@ -42,23 +43,33 @@ def _gradient(graph: TrainingGraph, batch: Batch, loss: str, micro_batch: int | 
 
 
 def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
-    """Operations whose result is all that later ones read of what is before them, weights included."""
+    """Operations whose result is all that later ones read of what is before them, weights included.
+
+    Where several are near one another, the one with the smallest result.
+    """
     order = {node: i for i, node in enumerate(graph.operations)}
     every = [*graph.operations, graph.module.graph.output_node()]
     readers: dict[str, list[int]] = {}
     for i, operation in enumerate(whole.operations):
         for name in operation.parameters:
             readers.setdefault(name, []).append(i)
-    return tuple(
-        node.name
+    crossing = [[size for size, born, last_use in whole.storages if born <= i < last_use] for i in range(len(every))]
+    found = [
+        i
         for node, i in order.items()
         if isinstance(node.meta.get("val"), torch.Tensor)
         and len(node.meta["val"].shape) > 0
         and {source for later in every[i + 1 :] for source in _read_before(later, order, i)} == {node}
         and not any(min(reads) <= i < max(reads) for reads in readers.values())
         and not any(changes_its_input(user, graph.module) for user in node.users)
-        and sum(born <= i < last_use for _, born, last_use in whole.storages) == 1
-    )
+        and len(crossing[i]) == 1
+    ]
+
+    def beaten(i: int) -> bool:
+        near = (j for j in found if j != i and abs(j - i) <= NEAR)
+        return any(crossing[j] < crossing[i] or (crossing[j] == crossing[i] and j > i) for j in near)
+
+    return tuple(graph.operations[i].name for i in found if not beaten(i))
 
 
 def _read_before(later: Node, order: dict[Node, int], i: int) -> list[Node]:

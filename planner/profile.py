@@ -40,6 +40,7 @@ class Operation:
         backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
             is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
+        ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole.
         forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
@@ -51,6 +52,7 @@ class Operation:
     forward_bytes: int
     backward_bytes: int
     internal_bytes: int
+    ranged_bytes: int = 0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     source: str | None = None

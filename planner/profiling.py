@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from memfit.losses import LOSSES
+from memfit.process_memory import return_freed_memory
+from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 from memfit.training_step import make_optimizer
 from planner.activations import activations_of
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, UnknownLoss
-from planner.fidelity import measure_energies, measure_spectra
+from planner.fidelity import holders_of_values, measure_energies, measure_spectra
 from planner.footprint import timeline
 from planner.named_step import named_step
 from planner.parts import part_sizes, splits
@@ -50,6 +52,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         ) from error
     progress(0.06, "the plain step")
     plain, seconds = measure_step(graph.module, batches[0], loss)
+    return_freed_memory()  # from here on as planned steps do, whose time that takes too
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
     energies = measure_energies(
@@ -71,11 +74,12 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         plain=tuple(Live(moment, static_bytes(graph.module) + batches[0].bytes + peak) for moment, peak in plain.peaks.items()),
     )
     again = recomputations(graph, batches[0])
+    sizes_of = {parameter.name: parameter.bytes for parameter in profile.parameters}
     sizes = part_sizes(graph, batches[0], loss)
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
         step, structure = _step(profile, graph, batches[0], samples, lambda each: activations_of(graph, each, spectra, energies))
-        step = replace(step, activations=with_recomputations(again, structure, step.activations, step.operations))
+        step = replace(step, activations=with_recomputations(again, structure, step.activations, step.operations, sizes_of))
         profile = replace(profile, steps=(*profile.steps, step))
     return replace(profile, splits=splits(graph, profile.whole)) if len(sizes) > 1 else profile
 
@@ -108,7 +112,7 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -
         started = perf_counter()
         step()
         seconds.append(perf_counter() - started)
-    return record(step), median(seconds)
+    return record(step), median(seconds or [0.0])
 
 
 def _step(
@@ -136,6 +140,7 @@ def _step(
                 0,
                 0,
                 structure.internal_bytes[i],
+                0,
                 share * exact.seconds.get(Moment("forward", name), 0.0),
                 share * exact.seconds.get(Moment("backward", name), 0.0),
                 structure.sources[i],
@@ -143,10 +148,17 @@ def _step(
             for i, name in enumerate(structure.names)
         ),
     )
-    return replace(step, operations=_with_workspace(profile, step, exact)), structure
+    ranged, _ = measure_step(graph.rewritten(_by_ranges(graph, profile.loss)), part, profile.loss, steps=0)
+    return replace(step, operations=_with_workspace(profile, step, exact, ranged)), structure
 
 
-def _with_workspace(profile: Profile, step: Step, exact: Recording) -> tuple[Operation, ...]:
+def _by_ranges(graph: TrainingGraph, loss: str) -> Recipe:
+    """Everything trains and is kept whole, but is used by ranges of samples, as a form would be."""
+    forms = tuple(HeldForm(value, tuple(holders), RECOMPUTE, {"sources": (value,)}) for value, holders in holders_of_values(graph).items())
+    return replace(graph.exact_recipe(loss), forms=forms)
+
+
+def _with_workspace(profile: Profile, step: Step, exact: Recording, ranged: Recording) -> tuple[Operation, ...]:
     """Operations with what the record of an exact step shows beyond the storages known to be live."""
     alone = replace(profile, steps=(step,))  # recorded as if the part were all
     everything = exact_choices(step, frozenset(parameter.name for parameter in profile.parameters))
@@ -156,7 +168,16 @@ def _with_workspace(profile: Profile, step: Step, exact: Recording) -> tuple[Ope
         moment = Moment(phase, operation)
         return profile.static_bytes + exact.peaks[moment] - known[moment] if moment in exact.peaks else 0
 
+    def more(operation: str) -> int:
+        moment = Moment("backward", operation)
+        return ranged.peaks[moment] - exact.peaks[moment] if moment in exact.peaks and moment in ranged.peaks else 0
+
     return tuple(
-        replace(operation, forward_bytes=beyond("forward", operation.name), backward_bytes=beyond("backward", operation.name))
+        replace(
+            operation,
+            forward_bytes=beyond("forward", operation.name),
+            backward_bytes=beyond("backward", operation.name),
+            ranged_bytes=more(operation.name),
+        )
         for operation in step.operations
     )

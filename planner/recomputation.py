@@ -87,9 +87,13 @@ def _holds(each: Recomputation, values: dict[str, Tensor], parameters: dict[str,
 
 
 def with_recomputations(
-    found: list[Recomputation], structure: Structure, activations: tuple[Activation, ...], operations: tuple[Operation, ...]
+    found: list[Recomputation],
+    structure: Structure,
+    activations: tuple[Activation, ...],
+    operations: tuple[Operation, ...],
+    parameters: dict[str, int],
 ) -> tuple[Activation, ...]:
-    """The activations with these further options, at the sizes of one step."""
+    """The activations with these further options, at the sizes of one step. `parameters`: bytes of each."""
     at = {structure.storages[number].name: number for number in range(len(structure.storages))}
     activation_of = {at[activation.name]: a for a, activation in enumerate(activations) if activation.name in at}
     by_value: dict[str, list[Recomputation]] = {}
@@ -108,7 +112,7 @@ def with_recomputations(
         chain = steps(each.value, each.sources)
         seconds = sum(operations[structure.names.index(node.name)].forward_seconds for node in chain)
         settings: dict[str, Setting] = {"sources": tuple(node.name for node in each.sources)}
-        return Option(RECOMPUTE, settings, 0, 0, _bytes(chain, structure), {}, seconds * len(holders), indices)
+        return Option(RECOMPUTE, settings, 0, 0, _bytes(chain, structure, operations, parameters), {}, seconds * len(holders), indices)
 
     def more(activation: Activation, index: int) -> Activation:
         forms = []
@@ -123,7 +127,7 @@ def with_recomputations(
     return tuple(more(activation, index) for index, activation in enumerate(activations))
 
 
-def _bytes(chain: list[Node], structure: Structure) -> int:
+def _bytes(chain: list[Node], structure: Structure, operations: tuple[Operation, ...], parameters: dict[str, int]) -> int:
     """Most bytes live at once while some samples of a chain's value are worked out, the value among them."""
     itemsize = 4 if structure.storages[structure.storage_of[chain[-1].name]].dtype == "float32" else 8
     shapes = {node: structure.shape_of[node.name] for node in chain}
@@ -134,7 +138,9 @@ def _bytes(chain: list[Node], structure: Structure) -> int:
     most = 0.0
     for node in chain:
         live[node] = itemsize * prod(shapes[node]) * share
-        most = max(most, sum(live.values()) + live[node] * (node.target in PRODUCTS))  # their kernels lay the result out anew
+        operation = operations[structure.names.index(node.name)]
+        laid_out = min(max(0, operation.forward_bytes), sum(parameters[name] for name in operation.parameters))  # weights, anew
+        most = max(most, sum(live.values()) + laid_out + share * max(0, operation.forward_bytes - laid_out))
         for source in [source for source in live if last_use.get(source) is node]:
             del live[source]
     return int(most)

@@ -4,6 +4,7 @@ The plan loses the least share of gradient energy, at a small price for time, wi
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import perf_counter
 
 from planner.errors import InfeasibleBudget, NothingTrainable
@@ -27,6 +28,8 @@ from planner.request import Optimizer, PlanRequest
 from planner.timeline import Choices, exact_choices
 
 SEARCH_SECONDS = 4.0  # after which no further schedule is searched for less loss
+SMALLEST = 6  # schedules that divide the model, of the lowest peaks
+UNHURRIED = 1.15  # plain steps of time: an exact plan that takes no more needs no divided model
 NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to leave an earlier schedule
 
 
@@ -42,6 +45,10 @@ class Solution:
     def loss(self) -> float:
         """Share of the trainable parameters' energy that is lost."""
         return sum(self.program.lost(self.choices).values())
+
+    @property
+    def seconds(self) -> float:
+        return self.program.seconds_of(self.choices)
 
 
 def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...] = ()) -> Plan:
@@ -59,55 +66,68 @@ def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction,
     if not trainable:
         raise NothingTrainable(request.trainable, tuple(p.name for p in profile.parameters))
     budget_bytes = request.budget.in_bytes(plain_peak_bytes(profile, request.optimizer))
-    programs = _programs(profile, request, trainable, corrections)
+    programs = Programs(profile, request, trainable, corrections)
     solution = best(programs, budget_bytes)
     if solution is None:
         raise _infeasible(programs, budget_bytes)
     return _plan(solution, budget_bytes, perf_counter() - started)
 
 
-def _programs(
-    profile: Profile, request: PlanRequest, trainable: tuple[str, ...], corrections: tuple[Correction, ...] = ()
-) -> list[IntegerProgram]:
-    return [
-        IntegerProgram(timeline(profile, request.optimizer, schedule, corrections), request, trainable)
-        for schedule in schedules(profile, request)
-    ]
+@dataclass
+class Programs:
+    """Integer programs of the schedules that a request allows, each made when it is first looked at."""
+
+    profile: Profile
+    request: PlanRequest
+    trainable: tuple[str, ...]
+    corrections: tuple[Correction, ...] = ()
+
+    @cached_property
+    def undivided(self) -> list[IntegerProgram]:
+        return [self._program(schedule) for schedule in undivided(self.profile, self.request)]
+
+    @cached_property
+    def divided(self) -> list[IntegerProgram]:
+        return [self._program(schedule) for schedule in divided(self.profile, self.request)]
+
+    def _program(self, schedule: Schedule) -> IntegerProgram:
+        made = timeline(self.profile, self.request.optimizer, schedule, self.corrections)
+        return IntegerProgram(made, self.request, self.trainable)
 
 
-def schedules(profile: Profile, request: PlanRequest) -> list[Schedule]:
-    """The schedules a request allows, the plainest first.
-
-    Of those that divide the model only the ones that no other beats in peak and time, while all trains and is kept whole.
-    """
+def undivided(profile: Profile, request: PlanRequest) -> list[Schedule]:
+    """The schedules a request allows that run the whole model at once, the plainest first."""
     whole = profile.whole.batch_size
     allowed = [Schedule(whole)]
     if request.own_loop:
         return allowed
-    early = request.may_use(EARLY_UPDATE)
-    if early:
+    if request.may_use(EARLY_UPDATE):
         allowed.append(Schedule(whole, early_updates=True))
     if request.may_use(MICRO_BATCH):
         allowed += [Schedule(step.batch_size) for step in profile.steps[1:]]
-    if request.may_use(SLICES):
-        divided = [Schedule(whole, early, split, step.batch_size) for step in profile.steps[1:] for split in profile.splits]
-        allowed += _unbeaten(profile, request, divided)
     return allowed
 
 
-def _unbeaten(profile: Profile, request: PlanRequest, divided: list[Schedule]) -> list[Schedule]:
+def divided(profile: Profile, request: PlanRequest) -> list[Schedule]:
+    """The schedules a request allows that divide the model: the `SMALLEST`, and those that no other beats in peak and time, while
+    all trains and is kept whole.
+    """
+    if request.own_loop or not request.may_use(SLICES):
+        return []
     trainable = frozenset(p.name for p in profile.parameters if request.may_train(p.name))
     bare = replace(profile, steps=tuple(_without_options(step) for step in profile.steps))
     costs = []
-    for schedule in divided:
-        made = timeline(bare, request.optimizer, schedule)
-        everything = exact_choices(made.step, trainable)
-        costs.append((made.peak_bytes(everything), made.seconds(everything), schedule))
+    for step in profile.steps[1:]:
+        for split in profile.splits:
+            schedule = Schedule(profile.whole.batch_size, request.may_use(EARLY_UPDATE), split, step.batch_size)
+            made = timeline(bare, request.optimizer, schedule)
+            everything = exact_choices(made.step, trainable)
+            costs.append((made.peak_bytes(everything), made.seconds(everything), schedule))
     kept, fastest = [], float("inf")
-    for _, seconds, schedule in sorted(costs, key=lambda cost: cost[:2]):
-        if seconds < (1 - NOTICEABLE) * fastest:
+    for rank, (_, seconds, schedule) in enumerate(sorted(costs, key=lambda cost: cost[:2])):
+        if rank < SMALLEST or seconds < (1 - NOTICEABLE) * fastest:
             kept.append(schedule)
-            fastest = seconds
+            fastest = min(fastest, seconds)
     return kept
 
 
@@ -115,25 +135,27 @@ def _without_options(step: Step) -> Step:
     return replace(step, activations=tuple(replace(activation, forms=()) for activation in step.activations))
 
 
-def best(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+def best(programs: Programs, budget_bytes: int) -> Solution | None:
     """The best solution of the same request for several schedules; None where nothing fits.
 
     Exact first: where everything can train without loss, a lossy form is not looked at, however little it loses.
     """
-    return _fastest_exact(programs, budget_bytes) or _least_loss(programs, budget_bytes)
+    exact = _fastest_exact(programs.undivided, budget_bytes, None)
+    if exact is None or exact.seconds > UNHURRIED * programs.undivided[0].seconds_of_everything:
+        exact = _fastest_exact(programs.divided, budget_bytes, exact)
+    return exact or _least_loss([*programs.undivided, *programs.divided], budget_bytes)
 
 
-def _fastest_exact(programs: list[IntegerProgram], budget_bytes: int) -> Solution | None:
+def _fastest_exact(programs: list[IntegerProgram], budget_bytes: int, fastest: Solution | None) -> Solution | None:
     """What fits as it is comes first, then the others from fast to slow, while they could still be faster."""
-    fastest, seconds = None, float("inf")
     fitting = [program.timeline.peak_bytes(program.everything()) <= budget_bytes for program in programs]
     order = sorted(range(len(programs)), key=lambda n: (not fitting[n], 0.0 if fitting[n] else programs[n].seconds_of_everything))
     for program in (programs[n] for n in order):
-        if program.seconds_of_everything >= (1 - NOTICEABLE) * seconds:
-            continue
-        choices = program.exact(budget_bytes)
-        if choices is not None and program.seconds_of(choices) < (1 - NOTICEABLE) * seconds:
-            fastest, seconds = Solution(program, choices, 0.0), program.seconds_of(choices)
+        least = (1 - NOTICEABLE) * fastest.seconds if fastest is not None else float("inf")
+        if program.seconds_of_everything < least:
+            choices = program.exact(budget_bytes)
+            if choices is not None and program.seconds_of(choices) < least:
+                fastest = Solution(program, choices, 0.0)
     return fastest
 
 
@@ -238,8 +260,8 @@ def _activation_choices(program: IntegerProgram, choices: Choices) -> tuple[Acti
     return tuple(rows)
 
 
-def _infeasible(programs: list[IntegerProgram], budget_bytes: int) -> InfeasibleBudget:
-    program, choices = _least_peak(programs)
+def _infeasible(programs: Programs, budget_bytes: int) -> InfeasibleBudget:
+    program, choices = _least_peak([*programs.undivided, *programs.divided])
     peak: Footprint = max(program.timeline.predict(choices), key=lambda footprint: footprint.total_bytes)
     binding = {
         "phase": peak.moment.phase,
@@ -249,7 +271,7 @@ def _infeasible(programs: list[IntegerProgram], budget_bytes: int) -> Infeasible
         "transient_bytes": peak.transient_bytes,
         "tensors": _live_tensors(program, peak),
     }
-    return InfeasibleBudget(budget_bytes, peak.total_bytes, binding, _suggestions(programs[0], budget_bytes))
+    return InfeasibleBudget(budget_bytes, peak.total_bytes, binding, _suggestions(programs, budget_bytes))
 
 
 def _least_peak(programs: list[IntegerProgram]) -> tuple[IntegerProgram, Choices]:
@@ -277,11 +299,11 @@ def _live_tensors(program: IntegerProgram, peak: Footprint) -> list[dict[str, ob
     return [{"name": name, "bytes": size} for size, name in rows[:8] if size > 0]
 
 
-def _suggestions(program: IntegerProgram, budget_bytes: int) -> tuple[dict[str, object], ...]:
+def _suggestions(programs: Programs, budget_bytes: int) -> tuple[dict[str, object], ...]:
     """Cheap changes, each tried by the solver, that would fit."""
     suggestions: list[dict[str, object]] = []
-    if program.request.optimizer.states:
-        solution = best(_programs(program.profile, replace(program.request, optimizer=Optimizer()), program.trainable), budget_bytes)
+    if programs.request.optimizer.states:
+        solution = best(replace(programs, request=replace(programs.request, optimizer=Optimizer())), budget_bytes)
         if solution is not None:
             change = {"change": "optimizer", "value": "sgd without momentum", "budget_bytes": budget_bytes, "fidelity": 1.0 - solution.loss}
             suggestions.append(change)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from memfit.losses import loss_of
@@ -89,7 +90,7 @@ class _Observer:
             shape_of={},
         )
         self.static = {t.untyped_storage().data_ptr() for t in (*graph.module.parameters(), *graph.module.buffers())}
-        self.by_address: dict[int, int] = {}
+        self.by_address: dict[int, tuple[StorageWeakRef, int]] = {}
         self.kept: list[Tensor] = []
         self.floating: set[str] = set()
         placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
@@ -116,7 +117,7 @@ class _Observer:
 
     def see_loss(self, outputs: Any, value: Tensor) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        made = {self.by_address.get(_address(leaf)) for leaf in leaves}
+        made = {self._storage_of(leaf) for leaf in leaves}
         producers = {self.structure.storages[at].producer for at in made if at is not None}
         # Views of a storage count by the operation that made the view, which is the last to read the storage.
         views = {
@@ -131,7 +132,7 @@ class _Observer:
         if isinstance(result, Tensor):
             self.structure.shape_of[name] = tuple(result.shape)
         for operand in operands:
-            if (of := self.by_address.get(_address(operand))) is not None:
+            if (of := self._storage_of(operand)) is not None:
                 self.structure.storages[of].last_use = at
         alias = {_address(operand) for operand in operands}
         for leaf in pytree.tree_leaves(result):
@@ -139,19 +140,24 @@ class _Observer:
                 continue
             if _address(leaf) not in alias and _address(leaf) not in self.static:
                 self._add(name, at, leaf)
-            elif _address(leaf) in self.by_address:
-                self.structure.storage_of[name] = self.by_address[_address(leaf)]
+            elif (of := self._storage_of(leaf)) is not None:
+                self.structure.storage_of[name] = of
         seen: set[int] = set()
         for tensor in self.kept:
             address = _address(tensor)
             if address in self.static or address in seen:
                 continue
             seen.add(address)
-            if address in self.by_address:
-                self.structure.storages[self.by_address[address]].holders.add(at)
+            if (of := self._storage_of(tensor)) is not None:
+                self.structure.storages[of].holders.add(at)
             else:
                 self.structure.internal_bytes[at] += tensor.untyped_storage().nbytes()
         self.kept.clear()
+
+    def _storage_of(self, tensor: Tensor) -> int | None:
+        """Index of the tensor's storage, if it is one that is known. Addresses of those that are gone may be others' by now."""
+        reference, at = self.by_address.get(_address(tensor), (None, -1))
+        return at if reference is not None and not reference.expired() else None
 
     def _add(self, name: str, producer: int, tensor: Tensor) -> None:
         storage = Storage(
@@ -163,7 +169,7 @@ class _Observer:
             max(producer, 0),
             max(producer, 0),
         )
-        self.by_address[_address(tensor)] = len(self.structure.storages)
+        self.by_address[_address(tensor)] = StorageWeakRef(tensor.untyped_storage()), len(self.structure.storages)
         self.structure.storage_of.setdefault(name, len(self.structure.storages))
         self.structure.storages.append(storage)
 
