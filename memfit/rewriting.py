@@ -5,6 +5,7 @@ first of its holders makes a form, and all of them share it.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from memfit.operators.held import Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
+from memfit.operators.pooling import average_pool, max_pool
 from memfit.program import arguments, fingerprint, per_axis
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
@@ -46,9 +48,11 @@ def holds_its_input(module: GraphModule, node: Node) -> bool:
 
 
 def may_hold_bits(module: GraphModule, node: Node) -> bool:
-    """Whether the operation can do with one bit an element."""
+    """Whether the operation can do with one bit an element, or max pooling with a byte a window."""
     if node.target in LEAKY_RELUS:
         return float(arguments(node)["negative_slope"]) > 0
+    if _is_pooling_of_batches(node) and node.target is aten.max_pool2d.default:
+        return prod(_window(node)[0]) <= 256
     return node.target in MASKABLE or (node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Dropout)
 
 
@@ -73,6 +77,9 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     for node in list(nodes.values()):
         if holds_its_input(module, node):
             _use_own(node, held_by.pop(node.name, None))
+        elif _is_pooling_of_batches(node):
+            _use_pooling(node, small=node.name in masks)
+            masks.discard(node.name)
         elif node.name in masks:
             if not may_hold_bits(module, node):
                 raise ValueError(f"the plan holds bits for {node.name}, which needs more")
@@ -112,6 +119,35 @@ def _use_own(node: Node, held: Node | None) -> None:
     else:
         tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
         _call(node, frozen_batch_norm, (*tensors, values["eps"], held))
+
+
+def _is_pooling_of_batches(node: Node) -> bool:
+    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
+        return False
+    x = node.args[0]
+    value = x.meta.get("val") if isinstance(x, Node) else None
+    return value is not None and value.dim() == 4
+
+
+def _window(node: Node) -> tuple[tuple[int, int], ...]:
+    """Kernel, stride, padding and dilation of a pooling, a pair each."""
+    values = arguments(node)
+
+    def pair(name: str) -> tuple[int, int]:
+        given = values[name] if values[name] != [] else values["kernel_size"]  # without a stride of its own, a window is one step
+        rows, columns = per_axis(given, 2)
+        return rows, columns
+
+    return pair("kernel_size"), pair("stride"), pair("padding"), pair("dilation")
+
+
+def _use_pooling(node: Node, small: bool) -> None:
+    values = arguments(node)
+    if node.target is aten.max_pool2d.default:
+        _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"]), small))
+        return
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    _call(node, average_pool, (values["self"], *(values[name] for name in names)))
 
 
 def _use_mask(module: GraphModule, node: Node) -> None:

@@ -3,11 +3,14 @@
 from dataclasses import fields
 from math import prod
 
+import torch
 from torch.fx import Node
 
+from memfit.operators.pooling import RANGE_WINDOWS
+from memfit.rewriting import MASKABLE
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
-from planner.plan import MASK
+from planner.plan import INDEX, MASK
 from planner.profile import Activation, Form, Holder, Option, Setting
 from planner.spectra import Spectra
 from planner.structure import Structure, bits_held
@@ -44,7 +47,7 @@ def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str
             node = nodes.get(structure.names[holder.operation])
             if (
                 node is not None
-                and node.op == "call_function"
+                and node.target in MASKABLE
                 and graph.may_hold_bits(node)
                 and structure.storage_of.get(bits_held(node)) == at
             ):
@@ -62,12 +65,15 @@ def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str
                 tuple(forms),
             )
         )
-    # What an operation keeps of its own making and could hold in bits: dropout's choices, the input a rectifier overwrites.
+    # What an operation keeps of its own making and could hold in less: dropout's choices, the input a rectifier overwrites, the indices
+    # of max pooling.
     for node in graph.operations:
         i = index[node.name]
         if graph.may_hold_bits(node) and structure.internal_bytes[i]:
             storage = structure.storages[structure.storage_of[node.name]]
-            form = Form(node.name, (0,), (mask_option(prod(storage.shape)),))
+            pooled = node.target is torch.ops.aten.max_pool2d.default
+            option = index_option(storage.shape) if pooled else mask_option(prod(storage.shape))
+            form = Form(node.name, (0,), (option,))
             kept = structure.internal_bytes[i]
             activations.append(Activation(f"{node.name}:kept", i, storage.shape, "bool", kept, i, i, (Holder(i, "gradient"),), (form,)))
             structure.internal_bytes[i] = 0
@@ -93,6 +99,13 @@ def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], ite
             settings: dict[str, Setting] = {field.name: getattr(form, field.name) for field in fields(form)}  # type: ignore[arg-type]
             options.append(Option(form.technique, settings, cost.held_bytes, cost.compress_bytes, cost.restore_bytes, lost, each.seconds))
     return tuple(options)
+
+
+def index_option(shape: tuple[int, ...]) -> Option:
+    """One byte a window of max pooling (B, C, H, W), for its int64 index."""
+    windows = prod(shape)
+    workspace = 3 * 8 * min(windows, max(prod(shape[2:]), RANGE_WINDOWS))
+    return Option(INDEX, {}, windows, workspace, workspace, {}, mask_seconds(8 * windows))
 
 
 def mask_option(elements: int) -> Option:

@@ -6,7 +6,7 @@ from planner.profile import Moment, Setting
 from planner.request import Optimizer
 
 # The techniques that compress nothing; the names of the others are those of `memfit.forms`.
-KEEP, MASK, NOT_NEEDED = "keep", "mask", "not needed"
+KEEP, MASK, INDEX, NOT_NEEDED = "keep", "mask", "index", "not needed"
 
 
 # Ways to run the whole step, which requests may allow or forbid like techniques.

@@ -56,7 +56,7 @@ def test_lossless_plans_have_the_gradients_of_the_original(name: str) -> None:
     profile = profile_of(graph, sample, loss)
     truth = gradients(graph.module, sample, loss)
     # Nothing, every mask there is, and every way to work an activation out again.
-    masks = tuple(f.value for a in profile.whole.activations for f in a.forms if f.options and f.options[0].technique == "mask")
+    masks = tuple(f.value for a in profile.whole.activations for f in a.forms if f.options and f.options[0].technique in ("mask", "index"))
     exact = graph.exact_recipe(loss)
     again = recomputing(profile)
     assert len(again) >= 2
