@@ -4,7 +4,6 @@ import fcntl
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -13,10 +12,11 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from models import JobRecord
-from service import jobs, problem_answers, profiles, uploads
+from service import jobs, problem_answers, profiles, system, uploads
 from service.context import Context, ContextDep
 from service.database import Database
 from service.events import Hub
+from service.files import rewrite_older_models
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
 from service.settings import Settings
@@ -60,9 +60,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 context.hub.close()
                 await run_in_threadpool(_stop, context)
 
-    app = FastAPI(title="memfit", version=_version(), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="memfit", version=system.memfit_version(), description=DESCRIPTION, lifespan=lifespan)
     problem_answers.install(app)
-    for router in (plans, uploads.router, profiles.router, jobs.router):
+    for router in (plans, uploads.router, profiles.router, jobs.router, system.router):
         app.include_router(router)
 
     @app.get("/healthz", tags=["health"])
@@ -97,10 +97,12 @@ def _start(settings: Settings) -> Context:
     database, store, hub = Database(settings.url), Store(settings.data_dir), Hub[JobRecord]()
     database.migrate()
     store.open()
-    worker = Worker(database, store, hub, settings.workers)
+    confinement = settings.confinement
+    rewrite_older_models(database, store, confinement)
+    worker = Worker(database, store, hub, confinement, settings.workers)
     worker.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
-    return Context(settings, database, store, hub, worker, BoundedSemaphore(settings.workers))
+    return Context(settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers))
 
 
 def _stop(context: Context) -> None:
@@ -122,10 +124,3 @@ def owning(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise DataInUse(folder.absolute()) from None
         yield
-
-
-def _version() -> str:
-    try:
-        return version("memfit")
-    except PackageNotFoundError:  # a checkout that was not installed
-        return "0"

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from models import JobRecord
 from service.database import Database
 from service.events import Hub
+from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
 from service.worker import Worker
@@ -19,6 +20,7 @@ class Context:
     """
     Attributes:
         hub: events of jobs, by job id.
+        confinement: of the processes that open uploaded files.
         inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
     """
 
@@ -27,6 +29,7 @@ class Context:
     store: Store
     hub: Hub[JobRecord]
     worker: Worker
+    confinement: Confinement
     inspections: BoundedSemaphore
 
 

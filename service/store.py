@@ -12,8 +12,8 @@ from typing import BinaryIO, Literal
 
 from service.problems import Problem
 
-Kind = Literal["models", "samples", "profiles", "checkpoints"]
-SUFFIXES: dict[Kind, str] = {"models": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
+Kind = Literal["models", "programs", "samples", "profiles", "checkpoints"]  # models: uploads, which nothing opens but the intake
+SUFFIXES: dict[Kind, str] = {"models": ".pt2", "programs": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
 
 
 class StorageFull(Problem):
@@ -40,10 +40,14 @@ class TooLarge(Problem):
 
 
 class Draft:
-    """A file on its way into the store: hashed while it is written, gone unless it is kept."""
+    """A file on its way into the store: hashed while it is written, gone unless it is kept.
+
+    Attributes:
+        rewritten: a place for what is kept in its stead; gone with it.
+    """
 
     def __init__(self, file: BinaryIO, path: Path, limit_bytes: int | None) -> None:
-        self.path, self.size = path, 0
+        self.path, self.rewritten, self.size = path, path.with_name(f"{path.stem}-rewritten{path.suffix}"), 0
         self._file, self._hash, self._limit_bytes = file, hashlib.sha256(), limit_bytes
 
     def write(self, data: bytes) -> None:
@@ -96,16 +100,17 @@ class Store:
         """A draft that is removed at the end of the block if it was not kept."""
         with full_disk_is_a_problem():
             descriptor, name = mkstemp(dir=self._work, suffix=SUFFIXES[kind])
-            path = Path(name)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    yield Draft(file, path, limit_bytes)
-            finally:
-                path.unlink(missing_ok=True)
+            with os.fdopen(descriptor, "wb") as file:
+                draft = Draft(file, Path(name), limit_bytes)
+                try:
+                    yield draft
+                finally:
+                    draft.path.unlink(missing_ok=True)
+                    draft.rewritten.unlink(missing_ok=True)
 
     def keep(self, kind: Kind, draft: Draft) -> Path:
-        """Move a finished draft to its place. Files of one digest are equal, so it may replace an older one."""
-        return self._place(kind, draft.path, draft.digest)
+        """Move a finished draft to its place."""
+        return self.place(kind, draft.path, draft.digest)
 
     def keep_bytes(self, kind: Kind, data: bytes) -> str:
         """Write bytes to their place; their digest."""
@@ -117,10 +122,8 @@ class Store:
 
     def keep_file(self, kind: Kind, file: Path) -> str:
         """Move a file of a workspace to its place; its digest."""
-        with full_disk_is_a_problem(), file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            os.fsync(opened.fileno())
-        self._place(kind, file, digest)
+        digest = finished_digest(file)
+        self.place(kind, file, digest)
         return digest
 
     @contextmanager
@@ -133,13 +136,22 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _place(self, kind: Kind, file: Path, digest: str) -> Path:
+    def place(self, kind: Kind, file: Path, digest: str) -> Path:
+        """Move a finished file of that digest to its place. Files of one digest are equal, so it may replace an older one."""
         place = self.path(kind, digest)
         with full_disk_is_a_problem():
             place.parent.mkdir(parents=True, exist_ok=True)
             file.replace(place)
             _sync_folder(place.parent)
         return place
+
+
+def finished_digest(file: Path) -> str:
+    """The digest of a file whose bytes are all on the disk then."""
+    with full_disk_is_a_problem(), file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        os.fsync(opened.fileno())
+    return digest
 
 
 @contextmanager

@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from models import ModelRecord, SampleRecord
-from service.archive import check_archive
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
+from service.intake.npz import is_npz, npz_as_safetensors
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound
 from service.receive import media_type, receive_body, receive_parts
 from service.sample_file import read_sample
 from service.stage_process import Cancellation, StageProblem, Stages
-from service.store import Draft
+from service.store import Draft, finished_digest
 from service.summary import ModelInput, ModelParameter, ModelSummary, SampleSummary, SampleTensor
 
 Summary = TypeVar("Summary", ModelSummary, SampleSummary)
@@ -62,45 +62,53 @@ class SampleAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class Upload(Generic[Summary]):
-    """A file that was found good, and is not kept yet."""
+    """A file that was found good, and is not kept yet.
+
+    Attributes:
+        content_digest: of what is to be kept in the draft's stead; None for the draft itself, or if all is kept already.
+    """
 
     draft: Draft
     summary: Summary
+    content_digest: str | None
 
 
 def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
-    """Check an uploaded model; one that is stored already was checked then.
+    """Check an uploaded model, and write it anew; one that is stored already was checked then.
 
     Raises:
-        BadModel: it is no `.pt2`, or damaged.
-        StageProblem: it cannot be read as a program that trains.
+        StageProblem: it is no `.pt2`, or what it holds is refused, or it cannot be read as a program that trains.
     """
     draft.finish()
     with context.database.reading() as session:
         record = session.get(ModelRecord, draft.digest)
     if record is not None:
-        return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json))
-    check_archive(draft.path)
+        return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json), None)
     log = context.store.log(f"upload-{uuid4()}")
     with context.inspections, context.store.workspace() as folder:
         try:
-            summary = Stages(folder, log, Cancellation()).inspect(draft.path)
+            program = folder / "program.pt2"
+            summary = Stages(folder, log, Cancellation(), context.confinement).inspect(draft.path, program)
+            program.replace(draft.rewritten)
         except StageProblem as problem:
             if not problem.names_log:
                 log.unlink()
             raise
     log.unlink()
-    return Upload(draft, summary)
+    return Upload(draft, summary, finished_digest(draft.rewritten))
 
 
 def examine_sample(context: Context, draft: Draft) -> Upload[SampleSummary]:
     """Check an uploaded sample.
 
     Raises:
-        BadSample: it is no safetensors file, or its values cannot be used.
+        BadSample: it is no safetensors or .npz file, or its values cannot be used.
     """
     draft.finish()
-    return Upload(draft, read_sample(draft.path))
+    if not is_npz(draft.path):
+        return Upload(draft, read_sample(draft.path), None)
+    npz_as_safetensors(draft.path, draft.rewritten, context.settings.max_upload_bytes)
+    return Upload(draft, read_sample(draft.rewritten), finished_digest(draft.rewritten))
 
 
 def keep_model(context: Context, session: Session, upload: Upload[ModelSummary]) -> tuple[ModelRecord, bool]:
@@ -108,8 +116,14 @@ def keep_model(context: Context, session: Session, upload: Upload[ModelSummary])
     record = session.get(ModelRecord, upload.draft.digest)
     if record is not None:
         return record, False
-    context.store.keep("models", upload.draft)
-    record = ModelRecord(digest=upload.draft.digest, bytes=upload.draft.size, summary_json=MODEL_SUMMARY.dump_json(upload.summary).decode())
+    assert upload.content_digest is not None, "a model that is new was written anew"
+    context.store.place("programs", upload.draft.rewritten, upload.content_digest)
+    record = ModelRecord(
+        digest=upload.draft.digest,
+        bytes=upload.draft.size,
+        content_digest=upload.content_digest,
+        summary_json=MODEL_SUMMARY.dump_json(upload.summary).decode(),
+    )
     session.add(record)
     session.flush()
     return record, True
@@ -120,9 +134,15 @@ def keep_sample(context: Context, session: Session, upload: Upload[SampleSummary
     record = session.get(SampleRecord, upload.draft.digest)
     if record is not None:
         return record, False
-    context.store.keep("samples", upload.draft)
+    if upload.content_digest is None:
+        context.store.keep("samples", upload.draft)
+    else:
+        context.store.place("samples", upload.draft.rewritten, upload.content_digest)
     record = SampleRecord(
-        digest=upload.draft.digest, bytes=upload.draft.size, summary_json=SAMPLE_SUMMARY.dump_json(upload.summary).decode()
+        digest=upload.draft.digest,
+        bytes=upload.draft.size,
+        content_digest=upload.content_digest,
+        summary_json=SAMPLE_SUMMARY.dump_json(upload.summary).decode(),
     )
     session.add(record)
     session.flush()
@@ -194,7 +214,7 @@ def get_model(id: DigestPath, context: ContextDep) -> ModelAnswer:
 
 @router.post("/samples", status_code=status.HTTP_201_CREATED, tags=["samples"], openapi_extra=FILE_BODY)
 async def upload_sample(request: Request, response: Response, context: ContextDep) -> SampleAnswer:
-    """Take in a sample: a safetensors file with inputs.0, inputs.1, … and targets, raw or as the part `file`. 200 if it was here before."""
+    """Take in a sample: safetensors or .npz, with inputs.0, … and targets, raw or as the part `file`. 200 if it was here before."""
     with context.store.draft("samples", context.settings.max_upload_bytes) as draft:
         await _receive_file(request, draft)
 
