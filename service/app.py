@@ -12,7 +12,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from models import JobRecord
-from service import jobs, problem_answers, profiles, system, uploads
+from service import jobs, problem_answers, profiles, resumable, system, uploads
+from service.busy import Busy
 from service.context import Context, ContextDep
 from service.database import Database
 from service.events import Hub
@@ -62,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="memfit", version=system.memfit_version(), description=DESCRIPTION, lifespan=lifespan)
     problem_answers.install(app)
-    for router in (plans, uploads.router, profiles.router, jobs.router, system.router):
+    for router in (plans, uploads.router, profiles.router, jobs.router, resumable.router, system.router):
         app.include_router(router)
 
     @app.get("/healthz", tags=["health"])
@@ -85,7 +86,7 @@ def describe(app: FastAPI) -> None:
         description = generate()
         if not known:
             schemas = description.setdefault("components", {}).setdefault("schemas", {})
-            for model in (PlanBody, problem_answers.ProblemAnswer):
+            for model in (PlanBody, uploads.UploadBody, problem_answers.ProblemAnswer):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
         return description
@@ -102,7 +103,7 @@ def _start(settings: Settings) -> Context:
     worker = Worker(database, store, hub, confinement, settings.workers)
     worker.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
-    return Context(settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers))
+    return Context(settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy())
 
 
 def _stop(context: Context) -> None:

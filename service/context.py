@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from models import JobRecord
+from service.busy import Busy
 from service.database import Database
 from service.events import Hub
 from service.sandbox import Confinement
@@ -21,6 +22,7 @@ class Context:
     Attributes:
         hub: events of jobs, by job id.
         confinement: of the processes that open uploaded files.
+        uploads: the resumable ones that a request has now.
         inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
     """
 
@@ -31,6 +33,7 @@ class Context:
     worker: Worker
     confinement: Confinement
     inspections: BoundedSemaphore
+    uploads: Busy
 
 
 def _context(request: Request) -> Context:

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
@@ -14,6 +14,9 @@ from service.problems import Problem
 
 Kind = Literal["models", "programs", "samples", "profiles", "checkpoints"]  # models: uploads, which nothing opens but the intake
 SUFFIXES: dict[Kind, str] = {"models": ".pt2", "programs": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
+
+
+CHUNK_BYTES = 2**20
 
 
 class StorageFull(Problem):
@@ -75,18 +78,28 @@ class Draft:
         return self._hash.hexdigest()
 
 
+class FinishedUpload(Draft):
+    """A draft whose bytes came before: they are counted and hashed when it is finished."""
+
+    def finish(self) -> None:
+        while chunk := self._file.read(CHUNK_BYTES):
+            self.size += len(chunk)
+            self._hash.update(chunk)
+
+
 class Store:
     """A folder of content-addressed files, `KIND/ab/abcd….SUFFIX`, and a folder `work` for what is in progress, on the same disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._work, self._logs = self.root / "work", self.root / "logs"
+        self._work, self._logs, self._uploads = self.root / "work", self.root / "logs", self.root / "uploads"
 
     def open(self) -> None:
         """Make the folders and throw away the work of a server that died. Only the one owner of the folder may call this."""
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._logs.mkdir(exist_ok=True)
+        self._uploads.mkdir(exist_ok=True)
 
     def log(self, name: str) -> Path:
         """Where the processes of a job, or of an upload, leave what they print."""
@@ -107,6 +120,44 @@ class Store:
                 finally:
                     draft.path.unlink(missing_ok=True)
                     draft.rewritten.unlink(missing_ok=True)
+
+    def upload(self, id: str) -> Path:
+        """Where a resumable upload is collected."""
+        return self._uploads / id
+
+    @contextmanager
+    def appending(self, id: str, limit_bytes: int) -> Iterator[Callable[[bytes], None]]:
+        """Takes the next bytes of a resumable upload, up to its size. What was taken is on the disk after the block, however it ends.
+
+        Raises:
+            TooLarge: more than its size.
+            StorageFull: no room on the disk.
+        """
+        with full_disk_is_a_problem(), self.upload(id).open("ab") as file:
+
+            def take(data: bytes) -> None:
+                if file.tell() + len(data) > limit_bytes:
+                    raise TooLarge(limit_bytes)
+                file.write(data)
+
+            try:
+                yield take
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
+
+    @contextmanager
+    def finished_upload(self, id: str, kind: Kind) -> Iterator[Draft]:
+        """A resumable upload as a draft. It stays after the block, unless it was kept."""
+        path = self._work / f"{id}{SUFFIXES[kind]}"
+        with self.upload(id).open("rb+") as file:
+            draft = FinishedUpload(file, path, None)
+            os.link(self.upload(id), path)
+            try:
+                yield draft
+            finally:
+                path.unlink(missing_ok=True)
+                draft.rewritten.unlink(missing_ok=True)
 
     def keep(self, kind: Kind, draft: Draft) -> Path:
         """Move a finished draft to its place."""
