@@ -6,6 +6,7 @@ from models.model_record import ModelRecord
 from models.plan_record import PlanRecord, PlanState
 from models.profile_record import ProfileRecord, ProfileState
 from models.sample_record import SampleRecord
+from models.upload_record import UploadRecord
 
 __all__ = [
     "JobKind",
@@ -18,4 +19,5 @@ __all__ = [
     "ProfileState",
     "Record",
     "SampleRecord",
+    "UploadRecord",
 ]

@@ -4,7 +4,6 @@ import fcntl
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -13,10 +12,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from models import JobRecord
-from service import jobs, problem_answers, profiles, uploads
+from service import jobs, problem_answers, profiles, resumable, system, uploads
+from service.busy import Busy
 from service.context import Context, ContextDep
 from service.database import Database
 from service.events import Hub
+from service.files import rewrite_older_models
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
 from service.settings import Settings
@@ -60,9 +61,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 context.hub.close()
                 await run_in_threadpool(_stop, context)
 
-    app = FastAPI(title="memfit", version=_version(), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="memfit", version=system.memfit_version(), description=DESCRIPTION, lifespan=lifespan)
     problem_answers.install(app)
-    for router in (plans, uploads.router, profiles.router, jobs.router):
+    for router in (plans, uploads.router, profiles.router, jobs.router, resumable.router, system.router):
         app.include_router(router)
 
     @app.get("/healthz", tags=["health"])
@@ -85,7 +86,7 @@ def describe(app: FastAPI) -> None:
         description = generate()
         if not known:
             schemas = description.setdefault("components", {}).setdefault("schemas", {})
-            for model in (PlanBody, problem_answers.ProblemAnswer):
+            for model in (PlanBody, uploads.UploadBody, problem_answers.ProblemAnswer):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
         return description
@@ -97,10 +98,12 @@ def _start(settings: Settings) -> Context:
     database, store, hub = Database(settings.url), Store(settings.data_dir), Hub[JobRecord]()
     database.migrate()
     store.open()
-    worker = Worker(database, store, hub, settings.workers)
+    confinement = settings.confinement
+    rewrite_older_models(database, store, confinement)
+    worker = Worker(database, store, hub, confinement, settings.workers)
     worker.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
-    return Context(settings, database, store, hub, worker, BoundedSemaphore(settings.workers))
+    return Context(settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy())
 
 
 def _stop(context: Context) -> None:
@@ -122,10 +125,3 @@ def owning(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise DataInUse(folder.absolute()) from None
         yield
-
-
-def _version() -> str:
-    try:
-        return version("memfit")
-    except PackageNotFoundError:  # a checkout that was not installed
-        return "0"

@@ -4,7 +4,9 @@ Uploaded files are opened here and nowhere else. The process ends with its paren
 """
 
 import ctypes
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -16,12 +18,14 @@ from typing import TextIO
 
 from pydantic import TypeAdapter
 
-from service.problems import INTERNAL, ProblemDocument, document_of, out_of_memory
+from service.intake.rewrite import rewrite
+from service.limits import keep_to
+from service.problems import INTERNAL, ProblemDocument, document_of, out_of_memory, over_limit
 from service.protocol import (
     MESSAGE,
     RESULT_FILE,
-    SPEC,
-    SPEC_FILE,
+    TASK,
+    TASK_FILE,
     InspectSpec,
     Message,
     ProblemMessage,
@@ -29,14 +33,21 @@ from service.protocol import (
     ProgressMessage,
     ResultMessage,
     Spec,
+    Task,
 )
+from service.sandbox import leave_network
 
+NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|MemoryError|std::bad_alloc")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
     folder, parent = Path(sys.argv[1]), int(sys.argv[2])
     end_with(parent)
+    task = TASK.validate_json((folder / TASK_FILE).read_bytes())
+    keep_to(task.limits)
+    if task.leave_network:
+        leave_network()
     go_first_when_memory_ends()
     channel = take_standard_output()
 
@@ -47,41 +58,45 @@ def main() -> None:
     def progress(fraction: float, message: str) -> None:
         send(ProgressMessage(min(max(fraction, 0.0), 1.0), message))
 
-    spec = SPEC.validate_json((folder / SPEC_FILE).read_bytes())
     try:
-        result = run(spec, progress)
+        result = run(task.spec, progress)
         (folder / RESULT_FILE).write_bytes(TypeAdapter(type(result)).dump_json(result))
     except Exception as error:
         traceback.print_exc()
-        send(ProblemMessage(problem_of(error, spec)))
+        send(ProblemMessage(problem_of(error, task)))
     else:
         send(ResultMessage())
 
 
 def run(spec: Spec, progress: Callable[[float, str], None]) -> object:
     """The stage's result, one of the planner's or the service's dataclasses."""
+    if isinstance(spec, InspectSpec):
+        rewrite(spec.model, spec.program)  # before torch is there to be misled
+
     from service import stages  # imports torch
 
     match spec:
-        case InspectSpec(model):
-            return stages.inspect_model(model)
+        case InspectSpec(_, program):
+            return stages.inspect_model(program)
         case ProfileSpec(model, sample, settings):
             return stages.make_profile(model, sample, settings, progress)
         case _:
             return stages.prove_plan(spec.model, spec.sample, spec.profile, spec.plan, spec.out, progress)
 
 
-def problem_of(error: Exception, spec: Spec) -> ProblemDocument:
+def problem_of(error: Exception, task: Task) -> ProblemDocument:
     """The problem to report. A traceback stays in the log: its last line, the stage and the log's name are what users see."""
-    document = document_of(error)
+    stage, document = task.spec.stage, document_of(error)
+    last_line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) or document.facts.get("signal") == signal.SIGKILL:
+        return out_of_memory(stage, last_line[:500])
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return over_limit(stage, "file_bytes", task.limits.file_bytes)
     if document.kind != INTERNAL:
         print(document.facts.get("stderr", ""), file=sys.stderr)  # of a process that measured: it belongs into the log
         return replace(document, facts={name: fact for name, fact in document.facts.items() if name != "stderr"})
-    last_line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return out_of_memory(spec.stage, last_line)
-    detail = f"the stage {spec.stage!r} stopped with {last_line!r}; the job's log has the rest. Please report it with the log."
-    return ProblemDocument(INTERNAL, document.title, document.status, detail, {"stage": spec.stage})
+    detail = f"the stage {stage!r} stopped with {last_line!r}; the job's log has the rest. Please report it with the log."
+    return ProblemDocument(INTERNAL, document.title, document.status, detail, {"stage": stage})
 
 
 def take_standard_output() -> TextIO:

@@ -14,10 +14,10 @@ from rich.console import Console
 from models import PlanState
 from planner.errors import InfeasibleBudget, PlannerError
 from service import tables
-from service.archive import check_archive
 from service.database import Database
 from service.documents import MODEL_SUMMARY
 from service.fit import check_trainable, settle
+from service.intake.npz import is_npz, npz_as_safetensors
 from service.pipeline import VerifiedPlan, measure, prove
 from service.plans.answers import PlanContent, plan_content
 from service.plans.requests import PlanBody
@@ -36,7 +36,7 @@ ModelArgument = Annotated[
     Path, typer.Argument(help="A .pt2 file, as torch.export.save writes it.", exists=True, dir_okay=False, readable=True)
 ]
 SampleArgument = Annotated[
-    Path, typer.Argument(help="A safetensors file: inputs.0, … and targets.", exists=True, dir_okay=False, readable=True)
+    Path, typer.Argument(help="A safetensors or .npz file: inputs.0, … and targets.", exists=True, dir_okay=False, readable=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, as the service answers.")]
 
@@ -49,14 +49,15 @@ def serve(
 ) -> None:
     """Run the service. Its database is migrated first; jobs that were running when it last stopped start again."""
     from service.app import DataInUse, owning  # the web framework is slow to import, and the other commands do without
+    from service.sandbox import NoSandbox
     from service.server import run
 
     given = {"host": host, "port": port, "data_dir": data}
     settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     try:
         with owning(settings.data_dir):
-            pass  # the server takes it itself; this is only for a better word than a failed start gives
-    except DataInUse as error:
+            settings.confinement  # noqa: B018 - the server asks for both itself; this is for a better word than a failed start gives
+    except (DataInUse, NoSandbox) as error:
         Console(stderr=True).print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     run(settings)
@@ -76,8 +77,7 @@ def migrate(data: Annotated[Path | None, typer.Option(help="Folder of all that i
 def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Show what a model takes, gives and holds."""
     with _problems_end_the_command(as_json), _stages() as stages:
-        check_archive(model)
-        summary = stages.inspect(model)
+        summary = stages.inspect(model, stages.folder / "program.pt2")
         if as_json:
             print(MODEL_SUMMARY.dump_json(summary, indent=2).decode())
         else:
@@ -130,14 +130,15 @@ def plan(
 
 def _verified_plan(model: Path, sample: Path, body: PlanBody, checkpoint: Path) -> VerifiedPlan:
     request = body.plan_request
-    check_archive(model)
-    sample_summary = read_sample(sample)
     with _stages() as stages, ProgressBars(Console(stderr=True)) as bars:
-        summary = stages.inspect(model)
+        if is_npz(sample):
+            npz_as_safetensors(sample, sample := stages.folder / "sample.safetensors", Settings().max_upload_bytes)
+        sample_summary = read_sample(sample)
+        summary = stages.inspect(model, program := stages.folder / "program.pt2")
         settings = settle(summary, sample_summary, body.settings)
         check_trainable(summary, request)
-        profile = measure(stages, model, sample, settings, bars)
-        verified = prove(stages, model, sample, profile, request, bars)
+        profile = measure(stages, program, sample, settings, bars)
+        verified = prove(stages, program, sample, profile, request, bars)
         _copy_whole(verified.checkpoint, checkpoint)
     return verified
 
@@ -155,7 +156,7 @@ def _stages() -> Iterator[Stages]:
         (work := Path(folder, "work")).mkdir()
         log = Path(folder, "log")
         try:
-            yield Stages(work, log, Cancellation())
+            yield Stages(work, log, Cancellation(), Settings().confinement)
         except StageProblem as problem:
             if problem.names_log:
                 kept = Path(tempfile.mkstemp(prefix="memfit-", suffix=".log")[1])

@@ -7,8 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from models import JobRecord
+from service.busy import Busy
 from service.database import Database
 from service.events import Hub
+from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
 from service.worker import Worker
@@ -19,6 +21,8 @@ class Context:
     """
     Attributes:
         hub: events of jobs, by job id.
+        confinement: of the processes that open uploaded files.
+        uploads: the resumable ones that a request has now.
         inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
     """
 
@@ -27,7 +31,9 @@ class Context:
     store: Store
     hub: Hub[JobRecord]
     worker: Worker
+    confinement: Confinement
     inspections: BoundedSemaphore
+    uploads: Busy
 
 
 def _context(request: Request) -> Context:

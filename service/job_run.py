@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from models import JobKind, JobRecord, PlanRecord, PlanState, ProfileRecord, ProfileState
+from models import JobKind, JobRecord, ModelRecord, PlanRecord, PlanState, ProfileRecord, ProfileState, SampleRecord
 from planner.errors import InfeasibleBudget
 from planner.plan import Plan
 from planner.profile import Profile
@@ -15,6 +15,7 @@ from planner.request import PlanRequest, ProfileSettings
 from service import pipeline, queue
 from service.database import Database
 from service.documents import CERTIFICATE, PLAN, PLAN_REQUEST, PROBLEM, PROFILE
+from service.files import program_path, sample_path
 from service.problems import document_of
 from service.stage_process import Cancelled, Stages
 from service.store import Store
@@ -88,8 +89,8 @@ class JobRun:
         record = session.get_one(ProfileRecord, plan.profile_id if plan is not None else self._job.subject_id)
         return _Subject(
             profile_id=record.id,
-            model=self._store.path("models", record.model_digest),
-            sample=self._store.path("samples", record.sample_digest),
+            model=program_path(self._store, session.get_one(ModelRecord, record.model_digest)),
+            sample=sample_path(self._store, session.get_one(SampleRecord, record.sample_digest)),
             settings=settings_of(record),
             profile=read_profile(self._store, record),
             request=PLAN_REQUEST.validate_json(plan.request_json) if plan is not None else None,

@@ -94,10 +94,20 @@ def document_of(error: Exception) -> ProblemDocument:
             return ProblemDocument(INTERNAL, "The service made a mistake", 500, detail, {})
 
 
+def over_limit(stage: str, limit: str, value: float) -> ProblemDocument:
+    """A stage that took more than one may: `cpu_seconds`, `wall_seconds` or `file_bytes`."""
+    setting = "MEMFIT_MAX_UPLOAD_BYTES" if limit == "file_bytes" else "MEMFIT_STAGE_SECONDS"
+    detail = (
+        f"the stage {stage!r} took more than its {value:,.0f} {limit.replace('_', ' ')}, and was ended. "
+        f"Use a smaller model, sample or batch_size, or raise {setting}."
+    )
+    return ProblemDocument("over-limit", "The stage took more than it may", 422, detail, {"stage": stage, "limit": limit, "most": value})
+
+
 def out_of_memory(stage: str, reason: str) -> ProblemDocument:
     """A stage that needed more memory than the service's machine gives."""
     detail = (
         f"the stage {stage!r} ran out of memory ({reason}): a plain training step of this model has to fit on the service's machine "
-        "once. Use a smaller batch_size, or give the service more memory."
+        "once. Use a smaller batch_size, or give the service more memory (MEMFIT_STAGE_MEMORY_BYTES)."
     )
     return ProblemDocument("out-of-memory", "The service's machine has too little memory", 507, detail, {"stage": stage})

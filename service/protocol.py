@@ -1,6 +1,6 @@
 """What a server and the child process of one stage say to each other.
 
-The child reads `spec.json` in its folder, writes one JSON message a line, and leaves `result.json` there.
+The child reads `task.json` in its folder, writes one JSON message a line, and leaves `result.json` there.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,18 @@ from pydantic import Field, TypeAdapter
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.request import ProfileSettings
+from service.limits import Limits
 from service.problems import ProblemDocument
 
-SPEC_FILE, RESULT_FILE = "spec.json", "result.json"
+TASK_FILE, RESULT_FILE = "task.json", "result.json"
 
 
 @dataclass(frozen=True, slots=True)
 class InspectSpec:
-    """Read a model; the result is a `ModelSummary`."""
+    """Write an uploaded model anew into `program`, and read that; the result is a `ModelSummary`."""
 
     model: Path
+    program: Path
     stage: Literal["inspect"] = "inspect"
 
 
@@ -48,7 +50,18 @@ class ProveSpec:
 
 
 Spec = InspectSpec | ProfileSpec | ProveSpec
-SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="stage")])
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A stage to run, and what its process takes upon itself before."""
+
+    spec: Annotated[Spec, Field(discriminator="stage")]
+    limits: Limits
+    leave_network: bool
+
+
+TASK: TypeAdapter[Task] = TypeAdapter(Task)
 
 
 @dataclass(frozen=True, slots=True)

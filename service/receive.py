@@ -1,5 +1,6 @@
 """Takes the bytes of a request as they arrive, to wherever they go: nothing large is held in memory."""
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -8,7 +9,9 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
+from service.digests import check_digest, expected_digest
 from service.problems import InvalidRequest, UnsupportedBody
 
 CHUNK_BYTES = 2**20
@@ -132,12 +135,22 @@ class _Parts:
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces large enough that handing one to another thread costs little."""
+    """The body in pieces large enough that handing one to another thread costs little, checked against its `Content-Digest`."""
+    expected, got = expected_digest(request.headers.get("content-digest")), hashlib.sha256()
     buffer = bytearray()
-    async for piece in request.stream():
-        buffer += piece
-        if len(buffer) >= CHUNK_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
+    try:
+        async for piece in request.stream():
+            if expected is not None:
+                got.update(piece)
+            buffer += piece
+            if len(buffer) >= CHUNK_BYTES:
+                yield bytes(buffer)
+                buffer.clear()
+    except ClientDisconnect:
+        if buffer and expected is None:
+            yield bytes(buffer)  # an upload may go on behind what came
+        raise
+    if expected is not None:
+        check_digest(expected, got.hexdigest())
     if buffer:
         yield bytes(buffer)

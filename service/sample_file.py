@@ -1,14 +1,13 @@
-"""Reads a sample, a safetensors file, without torch: its header, and every value in chunks over a memory map.
+"""Reads a sample, a safetensors file, without torch: its header, and every value in chunks.
 
 The format: 8 bytes that give the length of a JSON header, the header (for each tensor its dtype, shape and place), the data.
 """
 
 import json
-import mmap
 import re
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +55,9 @@ def read_sample(path: Path) -> SampleSummary:
         raise BadSample(f"the sample has no inputs: its tensors are {_named(header)}. {REMEDY}", tensors=sorted(header))
     _check_layout(places, size - data_start)
     count = _common_count(tensors)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as file:
         for tensor, (start, stop) in zip(tensors, places, strict=True):
-            _check_finite(tensor, data, data_start + start, stop - start)
+            _check_finite(tensor, file, data_start + start, stop - start)
     return SampleSummary(count, tuple(tensors))
 
 
@@ -117,27 +116,26 @@ def _common_count(tensors: list[SampleTensor]) -> int:
     return counts[tensors[0].name]
 
 
-def _check_finite(tensor: SampleTensor, data: mmap.mmap, offset: int, length: int) -> None:
+def _check_finite(tensor: SampleTensor, file: IO[bytes], offset: int, length: int) -> None:
     """Refuse NaN and infinity: no gradient can be compared with them."""
     if "float" not in tensor.dtype:
         return
     kind: Any = np.uint16 if tensor.dtype == "bfloat16" else tensor.dtype  # numpy has no bfloat16: its bits are read instead
     itemsize = np.dtype(kind).itemsize
+    file.seek(offset)
     for start in range(0, length // itemsize, CHUNK_VALUES):
-        values = np.frombuffer(data, kind, min(CHUNK_VALUES, length // itemsize - start), offset + start * itemsize)
+        values = np.frombuffer(file.read(min(CHUNK_VALUES, length // itemsize - start) * itemsize), kind)
         bad = _not_finite(values, tensor.dtype)
         if bad.any():
             first = int(bad.argmax())
             index = [int(number) for number in np.unravel_index(start + first, tensor.shape)]
             value = _name_of(values[first], tensor.dtype)
-            del values, bad  # they keep the map open
             raise BadSample(
                 f"tensor {tensor.name!r} holds {value} at index {index}; no gradient comes from that. Leave out or repair that sample.",
                 tensor=tensor.name,
                 index=index,
                 value=value,
             )
-        del values, bad
 
 
 def _not_finite(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import Field, PositiveInt
+from pydantic import AliasChoices, Field, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.limits import limits_for
+from service.sandbox import Confinement, Mode, find_sandbox
 
 
 class Settings(BaseSettings):
@@ -18,6 +21,25 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: PositiveInt = Field(default=1, description="Jobs that run at a time. Measured seconds are only comparable with one.")
 
+    stage_memory_bytes: PositiveInt | None = Field(
+        default=None, description="Most memory of a stage's process; by default nine tenths of all."
+    )
+    stage_seconds: PositiveInt = Field(default=3600, description="Longest that a stage of a job may run.")
+    sandbox: Mode = Field(
+        default="auto",
+        validation_alias=AliasChoices("sandbox", "MEMFIT_SANDBOX", "SANDBOX"),
+        description="require: stages run in bubblewrap, or the service does not start; auto: in the best there is; off: in none.",
+    )
+
     @property
     def url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'memfit.db'}"
+
+    @property
+    def confinement(self) -> Confinement:
+        """What a stage may take, and where it runs. A checkpoint is a model with its plan: twice the largest upload holds any.
+
+        Raises:
+            NoSandbox: one is required, and there is none.
+        """
+        return Confinement(limits_for(self.stage_memory_bytes, self.stage_seconds, 2 * self.max_upload_bytes), find_sandbox(self.sandbox))

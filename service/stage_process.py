@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Timer
 from typing import IO
 
 import service
@@ -16,12 +16,13 @@ from planner.plan import Plan, Proof
 from planner.profile import Profile
 from planner.request import ProfileSettings
 from service.documents import MODEL_SUMMARY, PROFILE, PROOF
-from service.problems import INTERNAL, Problem, ProblemDocument, out_of_memory
+from service.limits import Limits
+from service.problems import INTERNAL, Problem, ProblemDocument, out_of_memory, over_limit
 from service.protocol import (
     MESSAGE,
     RESULT_FILE,
-    SPEC,
-    SPEC_FILE,
+    TASK,
+    TASK_FILE,
     InspectSpec,
     ProblemMessage,
     ProfileSpec,
@@ -29,12 +30,16 @@ from service.protocol import (
     ProveSpec,
     ResultMessage,
     Spec,
+    Task,
 )
+from service.sandbox import Confinement, unconfined, wrapped
 from service.summary import ModelSummary
 
 Progress = Callable[[float, str], None]
 KEPT_VARIABLES = {"PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
 SECONDS_TO_END = 30.0
+SHELL_SIGNAL = 128
+FIRST = 1  # process of a sandbox: bubblewrap itself, which ends with the server
 
 
 class StageProblem(Problem):
@@ -108,15 +113,18 @@ class Stages:
 
     Attributes:
         folder: an empty folder to work in; whoever made it removes it.
+        confinement: by default only what the machine itself sets, for models of one's own.
         log: a file that gets what the processes print, tracebacks included.
     """
 
     folder: Path
     log: Path
     cancellation: Cancellation
+    confinement: Confinement = field(default_factory=unconfined)
 
-    def inspect(self, model: Path) -> ModelSummary:
-        return MODEL_SUMMARY.validate_json(self._run(InspectSpec(model.absolute()), _unheard))
+    def inspect(self, upload: Path, program: Path) -> ModelSummary:
+        """What an uploaded model is. What may be opened of it is in `program`, in the folder, and only that is given to other stages."""
+        return MODEL_SUMMARY.validate_json(self._run(InspectSpec(upload.absolute(), program.absolute()), _unheard))
 
     def profile(self, model: Path, sample: Path, settings: ProfileSettings, progress: Progress) -> Profile:
         return PROFILE.validate_json(self._run(ProfileSpec(model.absolute(), sample.absolute(), settings), progress))
@@ -133,8 +141,17 @@ class Stages:
             Cancelled: the process was ended because nobody wants it any more.
         """
         self.cancellation.check()
-        (self.folder / SPEC_FILE).write_bytes(SPEC.dump_json(spec))
-        with self.log.open("ab") as log, _started(self.folder, log) as process, self.cancellation.watching(process):
+        limits, sandbox = self.confinement.limits, self.confinement.sandbox
+        (self.folder / TASK_FILE).write_bytes(TASK.dump_json(Task(spec, limits, sandbox == "namespaces")))
+        parent = FIRST if sandbox == "bubblewrap" else os.getpid()
+        command = [sys.executable, "-P", "-m", "service.child", str(self.folder), str(parent)]
+        command = wrapped(sandbox, command, reads(spec), self.folder)
+        with (
+            self.log.open("ab") as log,
+            _started(command, self.folder, log) as process,
+            self.cancellation.watching(process),
+            _deadline(process, limits.wall_seconds) as late,
+        ):
             problem, done = None, False
             assert process.stdout is not None
             for line in process.stdout:
@@ -149,24 +166,50 @@ class Stages:
         self.cancellation.check()
         if problem is not None:
             raise StageProblem(_with_log(problem, self.log.name))
+        if not done and late.is_set():
+            raise StageProblem(over_limit(spec.stage, "wall_seconds", limits.wall_seconds))
         if not done:
-            raise StageProblem(_with_log(_problem_of_death(spec.stage, process.returncode), self.log.name))
+            raise StageProblem(_with_log(_problem_of_death(spec.stage, process.returncode, limits), self.log.name))
         return (self.folder / RESULT_FILE).read_bytes()
 
 
+def reads(spec: Spec) -> list[Path]:
+    """The files a stage reads."""
+    return [spec.model] if isinstance(spec, InspectSpec) else [spec.model, spec.sample]
+
+
 @contextmanager
-def _started(folder: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+def _deadline(process: subprocess.Popen[str], seconds: float) -> Iterator[Event]:
+    """End the process if it is not done in time; the event tells that it was late."""
+    late = Event()
+
+    def end() -> None:
+        late.set()
+        end_group(process)
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _started(command: list[str], folder: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     """A child process in a session, with an environment and a home of its own; it and all it started are gone after the block."""
     environment = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith("LC_")}
     environment |= {
         "HOME": str(folder),
+        "USER": "memfit",
         "TMPDIR": str(folder),
         "PYTHONPATH": str(Path(service.__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while others have the cores make a busy machine stand still
     }
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.child", str(folder), str(os.getpid())],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -198,7 +241,11 @@ def end_group(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _problem_of_death(stage: str, returncode: int) -> ProblemDocument:
+def _problem_of_death(stage: str, returncode: int, limits: Limits) -> ProblemDocument:
+    if returncode > SHELL_SIGNAL:  # bubblewrap tells a signal as shells do
+        returncode = SHELL_SIGNAL - returncode
+    if returncode == -signal.SIGXCPU:
+        return over_limit(stage, "cpu_seconds", limits.cpu_seconds)
     if returncode == -signal.SIGKILL:
         return out_of_memory(stage, "its process was killed")
     how = f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"

@@ -21,7 +21,7 @@ Progress = Callable[[float, str], None]
 
 
 def inspect_model(model: Path) -> ModelSummary:
-    """Open a model and see that it can be planned.
+    """Open a model that was written anew, and see that it can be planned.
 
     Raises:
         BadModel: it cannot be.

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
@@ -12,8 +12,11 @@ from typing import BinaryIO, Literal
 
 from service.problems import Problem
 
-Kind = Literal["models", "samples", "profiles", "checkpoints"]
-SUFFIXES: dict[Kind, str] = {"models": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
+Kind = Literal["models", "programs", "samples", "profiles", "checkpoints"]  # models: uploads, which nothing opens but the intake
+SUFFIXES: dict[Kind, str] = {"models": ".pt2", "programs": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
+
+
+CHUNK_BYTES = 2**20
 
 
 class StorageFull(Problem):
@@ -40,10 +43,14 @@ class TooLarge(Problem):
 
 
 class Draft:
-    """A file on its way into the store: hashed while it is written, gone unless it is kept."""
+    """A file on its way into the store: hashed while it is written, gone unless it is kept.
+
+    Attributes:
+        rewritten: a place for what is kept in its stead; gone with it.
+    """
 
     def __init__(self, file: BinaryIO, path: Path, limit_bytes: int | None) -> None:
-        self.path, self.size = path, 0
+        self.path, self.rewritten, self.size = path, path.with_name(f"{path.stem}-rewritten{path.suffix}"), 0
         self._file, self._hash, self._limit_bytes = file, hashlib.sha256(), limit_bytes
 
     def write(self, data: bytes) -> None:
@@ -71,18 +78,28 @@ class Draft:
         return self._hash.hexdigest()
 
 
+class FinishedUpload(Draft):
+    """A draft whose bytes came before: they are counted and hashed when it is finished."""
+
+    def finish(self) -> None:
+        while chunk := self._file.read(CHUNK_BYTES):
+            self.size += len(chunk)
+            self._hash.update(chunk)
+
+
 class Store:
     """A folder of content-addressed files, `KIND/ab/abcd….SUFFIX`, and a folder `work` for what is in progress, on the same disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._work, self._logs = self.root / "work", self.root / "logs"
+        self._work, self._logs, self._uploads = self.root / "work", self.root / "logs", self.root / "uploads"
 
     def open(self) -> None:
         """Make the folders and throw away the work of a server that died. Only the one owner of the folder may call this."""
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._logs.mkdir(exist_ok=True)
+        self._uploads.mkdir(exist_ok=True)
 
     def log(self, name: str) -> Path:
         """Where the processes of a job, or of an upload, leave what they print."""
@@ -96,16 +113,55 @@ class Store:
         """A draft that is removed at the end of the block if it was not kept."""
         with full_disk_is_a_problem():
             descriptor, name = mkstemp(dir=self._work, suffix=SUFFIXES[kind])
-            path = Path(name)
+            with os.fdopen(descriptor, "wb") as file:
+                draft = Draft(file, Path(name), limit_bytes)
+                try:
+                    yield draft
+                finally:
+                    draft.path.unlink(missing_ok=True)
+                    draft.rewritten.unlink(missing_ok=True)
+
+    def upload(self, id: str) -> Path:
+        """Where a resumable upload is collected."""
+        return self._uploads / id
+
+    @contextmanager
+    def appending(self, id: str, limit_bytes: int) -> Iterator[Callable[[bytes], None]]:
+        """Takes the next bytes of a resumable upload, up to its size. What was taken is on the disk after the block, however it ends.
+
+        Raises:
+            TooLarge: more than its size.
+            StorageFull: no room on the disk.
+        """
+        with full_disk_is_a_problem(), self.upload(id).open("ab") as file:
+
+            def take(data: bytes) -> None:
+                if file.tell() + len(data) > limit_bytes:
+                    raise TooLarge(limit_bytes)
+                file.write(data)
+
             try:
-                with os.fdopen(descriptor, "wb") as file:
-                    yield Draft(file, path, limit_bytes)
+                yield take
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
+
+    @contextmanager
+    def finished_upload(self, id: str, kind: Kind) -> Iterator[Draft]:
+        """A resumable upload as a draft. It stays after the block, unless it was kept."""
+        path = self._work / f"{id}{SUFFIXES[kind]}"
+        with self.upload(id).open("rb+") as file:
+            draft = FinishedUpload(file, path, None)
+            os.link(self.upload(id), path)
+            try:
+                yield draft
             finally:
                 path.unlink(missing_ok=True)
+                draft.rewritten.unlink(missing_ok=True)
 
     def keep(self, kind: Kind, draft: Draft) -> Path:
-        """Move a finished draft to its place. Files of one digest are equal, so it may replace an older one."""
-        return self._place(kind, draft.path, draft.digest)
+        """Move a finished draft to its place."""
+        return self.place(kind, draft.path, draft.digest)
 
     def keep_bytes(self, kind: Kind, data: bytes) -> str:
         """Write bytes to their place; their digest."""
@@ -117,10 +173,8 @@ class Store:
 
     def keep_file(self, kind: Kind, file: Path) -> str:
         """Move a file of a workspace to its place; its digest."""
-        with full_disk_is_a_problem(), file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            os.fsync(opened.fileno())
-        self._place(kind, file, digest)
+        digest = finished_digest(file)
+        self.place(kind, file, digest)
         return digest
 
     @contextmanager
@@ -133,13 +187,22 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _place(self, kind: Kind, file: Path, digest: str) -> Path:
+    def place(self, kind: Kind, file: Path, digest: str) -> Path:
+        """Move a finished file of that digest to its place. Files of one digest are equal, so it may replace an older one."""
         place = self.path(kind, digest)
         with full_disk_is_a_problem():
             place.parent.mkdir(parents=True, exist_ok=True)
             file.replace(place)
             _sync_folder(place.parent)
         return place
+
+
+def finished_digest(file: Path) -> str:
+    """The digest of a file whose bytes are all on the disk then."""
+    with full_disk_is_a_problem(), file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        os.fsync(opened.fileno())
+    return digest
 
 
 @contextmanager

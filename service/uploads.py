@@ -1,5 +1,7 @@
 """Models and samples: uploaded once, known by the digest of their bytes."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Generic, TypeVar
@@ -11,15 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from models import ModelRecord, SampleRecord
-from service.archive import check_archive
+from service.body import Body
+from service.busy import UploadConflict
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
+from service.intake.npz import is_npz, npz_as_safetensors
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound
-from service.receive import media_type, receive_body, receive_parts
+from service.receive import media_type, receive_body, receive_json, receive_parts
+from service.resumable import find_upload, offset_of, remove_upload
 from service.sample_file import read_sample
 from service.stage_process import Cancellation, StageProblem, Stages
-from service.store import Draft
+from service.store import Draft, Kind, finished_digest
 from service.summary import ModelInput, ModelParameter, ModelSummary, SampleSummary, SampleTensor
 
 Summary = TypeVar("Summary", ModelSummary, SampleSummary)
@@ -62,45 +67,53 @@ class SampleAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class Upload(Generic[Summary]):
-    """A file that was found good, and is not kept yet."""
+    """A file that was found good, and is not kept yet.
+
+    Attributes:
+        content_digest: of what is to be kept in the draft's stead; None for the draft itself, or if all is kept already.
+    """
 
     draft: Draft
     summary: Summary
+    content_digest: str | None
 
 
 def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
-    """Check an uploaded model; one that is stored already was checked then.
+    """Check an uploaded model, and write it anew; one that is stored already was checked then.
 
     Raises:
-        BadModel: it is no `.pt2`, or damaged.
-        StageProblem: it cannot be read as a program that trains.
+        StageProblem: it is no `.pt2`, or what it holds is refused, or it cannot be read as a program that trains.
     """
     draft.finish()
     with context.database.reading() as session:
         record = session.get(ModelRecord, draft.digest)
     if record is not None:
-        return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json))
-    check_archive(draft.path)
+        return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json), None)
     log = context.store.log(f"upload-{uuid4()}")
     with context.inspections, context.store.workspace() as folder:
         try:
-            summary = Stages(folder, log, Cancellation()).inspect(draft.path)
+            program = folder / "program.pt2"
+            summary = Stages(folder, log, Cancellation(), context.confinement).inspect(draft.path, program)
+            program.replace(draft.rewritten)
         except StageProblem as problem:
             if not problem.names_log:
                 log.unlink()
             raise
     log.unlink()
-    return Upload(draft, summary)
+    return Upload(draft, summary, finished_digest(draft.rewritten))
 
 
 def examine_sample(context: Context, draft: Draft) -> Upload[SampleSummary]:
     """Check an uploaded sample.
 
     Raises:
-        BadSample: it is no safetensors file, or its values cannot be used.
+        BadSample: it is no safetensors or .npz file, or its values cannot be used.
     """
     draft.finish()
-    return Upload(draft, read_sample(draft.path))
+    if not is_npz(draft.path):
+        return Upload(draft, read_sample(draft.path), None)
+    npz_as_safetensors(draft.path, draft.rewritten, context.settings.max_upload_bytes)
+    return Upload(draft, read_sample(draft.rewritten), finished_digest(draft.rewritten))
 
 
 def keep_model(context: Context, session: Session, upload: Upload[ModelSummary]) -> tuple[ModelRecord, bool]:
@@ -108,8 +121,14 @@ def keep_model(context: Context, session: Session, upload: Upload[ModelSummary])
     record = session.get(ModelRecord, upload.draft.digest)
     if record is not None:
         return record, False
-    context.store.keep("models", upload.draft)
-    record = ModelRecord(digest=upload.draft.digest, bytes=upload.draft.size, summary_json=MODEL_SUMMARY.dump_json(upload.summary).decode())
+    assert upload.content_digest is not None, "a model that is new was written anew"
+    context.store.place("programs", upload.draft.rewritten, upload.content_digest)
+    record = ModelRecord(
+        digest=upload.draft.digest,
+        bytes=upload.draft.size,
+        content_digest=upload.content_digest,
+        summary_json=MODEL_SUMMARY.dump_json(upload.summary).decode(),
+    )
     session.add(record)
     session.flush()
     return record, True
@@ -120,9 +139,15 @@ def keep_sample(context: Context, session: Session, upload: Upload[SampleSummary
     record = session.get(SampleRecord, upload.draft.digest)
     if record is not None:
         return record, False
-    context.store.keep("samples", upload.draft)
+    if upload.content_digest is None:
+        context.store.keep("samples", upload.draft)
+    else:
+        context.store.place("samples", upload.draft.rewritten, upload.content_digest)
     record = SampleRecord(
-        digest=upload.draft.digest, bytes=upload.draft.size, summary_json=SAMPLE_SUMMARY.dump_json(upload.summary).decode()
+        digest=upload.draft.digest,
+        bytes=upload.draft.size,
+        content_digest=upload.content_digest,
+        summary_json=SAMPLE_SUMMARY.dump_json(upload.summary).decode(),
     )
     session.add(record)
     session.flush()
@@ -159,6 +184,7 @@ FILE_BODY = {
         "required": True,
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/UploadBody"}},
             "multipart/form-data": {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
             },
@@ -170,8 +196,7 @@ FILE_BODY = {
 @router.post("/models", status_code=status.HTTP_201_CREATED, tags=["models"], openapi_extra=FILE_BODY)
 async def upload_model(request: Request, response: Response, context: ContextDep) -> ModelAnswer:
     """Take in a model: a `.pt2` file as torch.export.save writes it, raw or as the part `file`. 200 if it was here before."""
-    with context.store.draft("models", context.settings.max_upload_bytes) as draft:
-        await _receive_file(request, draft)
+    async with _received(request, context, "models") as draft:
 
         def keep() -> tuple[ModelAnswer, bool]:
             upload = examine_model(context, draft)
@@ -194,9 +219,8 @@ def get_model(id: DigestPath, context: ContextDep) -> ModelAnswer:
 
 @router.post("/samples", status_code=status.HTTP_201_CREATED, tags=["samples"], openapi_extra=FILE_BODY)
 async def upload_sample(request: Request, response: Response, context: ContextDep) -> SampleAnswer:
-    """Take in a sample: a safetensors file with inputs.0, inputs.1, … and targets, raw or as the part `file`. 200 if it was here before."""
-    with context.store.draft("samples", context.settings.max_upload_bytes) as draft:
-        await _receive_file(request, draft)
+    """Take in a sample: safetensors or .npz, with inputs.0, … and targets, raw or as the part `file`. 200 if it was here before."""
+    async with _received(request, context, "samples") as draft:
 
         def keep() -> tuple[SampleAnswer, bool]:
             upload = examine_sample(context, draft)
@@ -217,11 +241,35 @@ def get_sample(id: DigestPath, context: ContextDep) -> SampleAnswer:
         return _sample_answer(find_sample(session, id))
 
 
-async def _receive_file(request: Request, draft: Draft) -> None:
-    if media_type(request) != "multipart/form-data":
-        await receive_body(request, draft.write)
-    elif not await receive_parts(request, {"file": draft.write}):
-        raise InvalidRequest("the body has no part 'file'. Send the file as that part, or as the whole body.")
+class UploadBody(Body):
+    """A finished resumable upload to take in."""
+
+    upload: str = Field(description="Its id.")
+
+
+@asynccontextmanager
+async def _received(request: Request, context: Context, kind: Kind) -> AsyncIterator[Draft]:
+    """The file of a request: its body, its part `file`, or the resumable upload it names. That one is gone if the block succeeds."""
+    if media_type(request) == "application/json":
+        id = UploadBody.read(await receive_json(request)).upload
+        with context.uploads.holding(id), await run_in_threadpool(_finished, context, id, kind) as draft:
+            yield draft
+            await run_in_threadpool(remove_upload, context, id)
+        return
+    with context.store.draft(kind, context.settings.max_upload_bytes) as draft:
+        if media_type(request) != "multipart/form-data":
+            await receive_body(request, draft.write)
+        elif not await receive_parts(request, {"file": draft.write}):
+            raise InvalidRequest("the body has no part 'file'. Send the file as that part, or as the whole body.")
+        yield draft
+
+
+def _finished(context: Context, id: str, kind: Kind) -> AbstractContextManager[Draft]:
+    with context.database.reading() as session:
+        record = find_upload(session, id)
+    if (there := offset_of(context, id)) < record.bytes:
+        raise UploadConflict(f"{there:,} of the upload's {record.bytes:,} bytes are there. Send the rest first.", offset=there)
+    return context.store.finished_upload(id, kind)
 
 
 def _model_answer(record: ModelRecord) -> ModelAnswer:

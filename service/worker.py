@@ -10,6 +10,7 @@ from service.database import Database
 from service.events import Hub
 from service.job_run import JobRun
 from service.problems import INTERNAL, document_of
+from service.sandbox import Confinement
 from service.stage_process import Cancellation, Cancelled, Stages
 from service.store import Store
 
@@ -21,8 +22,8 @@ SECONDS_AFTER_MISHAP = 1.0
 class Worker:
     """Claims jobs in their order and runs them, `threads` at a time. One worker owns the jobs of a database."""
 
-    def __init__(self, database: Database, store: Store, hub: Hub[JobRecord], threads: int) -> None:
-        self._database, self._store, self._hub = database, store, hub
+    def __init__(self, database: Database, store: Store, hub: Hub[JobRecord], confinement: Confinement, threads: int) -> None:
+        self._database, self._store, self._hub, self._confinement = database, store, hub, confinement
         self._threads = [Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(threads)]
         self._queued, self._lock = Event(), Lock()
         self._running: dict[str, Cancellation] = {}
@@ -77,7 +78,7 @@ class Worker:
                 cancellation.cancel()
         try:
             with self._store.workspace() as folder:
-                stages = Stages(folder, self._store.log(job.id), cancellation)
+                stages = Stages(folder, self._store.log(job.id), cancellation, self._confinement)
                 JobRun(self._database, self._store, job, stages, self._publish).run()
         except Cancelled:
             if self._stopping:

@@ -46,6 +46,30 @@ def test_every_revision_goes_down_and_up_again(engine: Engine) -> None:
     assert tables(engine) == before == {*Record.metadata.tables, "alembic_version"}
 
 
+def test_an_upgrade_keeps_what_is_there(engine: Engine) -> None:
+    """Rows of the first revision, with all that refers to them, are there after the newest, and after the way back."""
+    rows = {
+        "models": "'m', 5, '{}', '2026-01-01'",
+        "samples": "'s', 6, '{}', '2026-01-01'",
+        "jobs": "1, 'j', 'plan', 'p', 'queued', 'queued', 0.5, 'waiting', 2, NULL, '2026-01-01', NULL, NULL",
+        "profiles": "'f', 'm', 's', 'mse', 'frozen', 8, 'ready', 'j', 'c', NULL, '2026-01-01'",
+        "plans": "'p', 'f', 'j', 'queued', '{}', 64, NULL, NULL, NULL, NULL, '2026-01-01'",
+    }
+    with engine.begin() as connection:
+        upgrade(connection, "0001")
+        for table, values in rows.items():
+            connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({values})")
+    columns = {table: [column["name"] for column in inspect(engine).get_columns(table)] for table in rows}
+    before = content(engine, columns)
+    with engine.begin() as connection:
+        upgrade(connection)
+    assert content(engine, columns) == before
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        downgrade(connection, "0001")
+    assert content(engine, columns) == before
+
+
 def test_an_upgrade_that_is_rolled_back_changes_nothing(engine: Engine) -> None:
     with contextlib.suppress(RuntimeError), engine.begin() as connection:
         upgrade(connection)
@@ -58,6 +82,14 @@ def test_sqlite_is_set_up_for_many_readers_and_one_writer(engine: Engine) -> Non
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def content(engine: Engine, columns: dict[str, list[str]]) -> dict[str, list[tuple[object, ...]]]:
+    with engine.connect() as connection:
+        return {
+            table: [tuple(row) for row in connection.exec_driver_sql(f"SELECT {', '.join(names)} FROM {table}")]
+            for table, names in columns.items()
+        }
 
 
 def tables(engine: Engine) -> set[str]:

@@ -1,40 +1,22 @@
 """What a plan or a profile is asked for with, as it comes in."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     StrictFloat,
     StrictInt,
     StrictStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from planner.errors import BadBudget
 from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budget
-from service.problems import InvalidRequest
+from service.body import Body
 
 DIGEST_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def read(cls, content: dict[str, Any]) -> Self:
-        """
-        Raises:
-            InvalidRequest: what is wrong, and where.
-        """
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise InvalidRequest.of(error.errors()) from error
 
 
 class OptimizerBody(Body):

@@ -1,10 +1,9 @@
 """The calls about plans, and the download of their checkpoints."""
 
-import re
 from contextlib import ExitStack
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from sqlalchemy import select
@@ -12,6 +11,7 @@ from sqlalchemy import select
 from models import PlanRecord, PlanState
 from service.context import ContextDep
 from service.documents import CERTIFICATE, PLAN, PROBLEM
+from service.download import file_answer
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
 from service.plans.queries import find_plan, make_plan
 from service.plans.requests import PlanBody
@@ -53,19 +53,6 @@ class CheckpointNotReady(Problem):
             f"Follow /v1/jobs/{plan.job_id}/events and ask again." if coming else f"GET /v1/plans/{plan.id} says why; ask for another plan."
         )
         super().__init__(f"plan {plan.id!r} is {plan.state}: it has no checkpoint{' yet' * coming}. {then}", plan=plan.id, state=plan.state)
-
-
-class RangeNotSatisfiable(Problem):
-    """A range begins behind the end of the file."""
-
-    kind, title, status = "range-not-satisfiable", "The range lies outside the file", 416
-
-    def __init__(self, size: int) -> None:
-        self.headers = {"content-range": f"bytes */{size}"}
-        super().__init__(
-            f"the checkpoint has {size:,} bytes, and the range begins behind them: the download is complete, or of another file.",
-            bytes=size,
-        )
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED, openapi_extra=PLAN_BODY)
@@ -132,20 +119,12 @@ def get_plan(id: str, context: ContextDep) -> PlanAnswer:
     )
 
 
-@router.get("/{id}/checkpoint", response_class=FileResponse)
-def get_checkpoint(
-    id: str, context: ContextDep, if_none_match: Annotated[str | None, Header()] = None, range: Annotated[str | None, Header()] = None
-) -> Response:
-    """The patched checkpoint, for memfit.load. Its ETag is the digest of its bytes; a broken download may go on with Range."""
+@router.head("/{id}/checkpoint", response_class=FileResponse, operation_id="describe_checkpoint")
+@router.get("/{id}/checkpoint", response_class=FileResponse, operation_id="get_checkpoint")
+def get_checkpoint(id: str, request: Request, context: ContextDep) -> Response:
+    """The patched checkpoint, for memfit.load. Its ETag and Repr-Digest are of its bytes; a broken download may go on with Range."""
     with context.database.reading() as session:
         plan = find_plan(session, id)
     if plan.checkpoint_digest is None:
         raise CheckpointNotReady(plan)
-    etag = f'"{plan.checkpoint_digest}"'
-    if if_none_match is not None and {etag, "*"} & {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}:
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"etag": etag})
-    path = context.store.path("checkpoints", plan.checkpoint_digest)
-    size = path.stat().st_size
-    if (begin := re.match(r"bytes=(\d+)-", range or "")) and int(begin[1]) >= size:
-        raise RangeNotSatisfiable(size)
-    return FileResponse(path, media_type="application/octet-stream", filename=f"{plan.id}.pt2", headers={"etag": etag})
+    return file_answer(request, context.store.path("checkpoints", plan.checkpoint_digest), plan.checkpoint_digest, f"{plan.id}.pt2")

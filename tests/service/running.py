@@ -125,6 +125,6 @@ def stage_children(folder: Path) -> list[int]:
             words = (process / "cmdline").read_bytes().split(b"\0") if process.name.isdigit() else []
         except OSError:
             continue
-        if b"service.child" in words and str(folder).encode() in words:
+        if b"bwrap" not in words[:1] and b"service.child" in words and str(folder).encode() in words:
             found.append(int(process.name))
     return found

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -45,11 +46,13 @@ def test_jobs_that_run_and_wait_are_cancelled_and_the_profile_is_measured_after_
         service.until(f"/v1/plans/{first['id']}", profiling)
         problem(service.client.get(f"/v1/plans/{first['id']}/checkpoint"), 409, "checkpoint-not-ready")
         for plan in (second, first):
+            begin_cancelling = monotonic()
             assert service.client.delete(f"/v1/jobs/{plan['job']}").json()["state"] == "cancelled"
             assert service.client.get(f"/v1/plans/{plan['id']}").json()["state"] == "cancelled"
             assert [name for name, _ in follow(service.client, plan["job"])] == ["end"]
         assert service.client.delete(f"/v1/jobs/{first['job']}").status_code == 200, "again changes nothing"
         until(lambda: not stages_of(service))
+        assert monotonic() - begin_cancelling < 2
         assert service.client.get(f"/v1/profiles/{first['profile']}").json()["state"] == "cancelled"
 
         third = begin(service, model_file, sample_file, batch_size=8, budget="1 KiB")
