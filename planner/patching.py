@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from memfit.recipe import HeldForm, Recipe
 from planner.plan import KEEP, MASK, NOT_NEEDED, Plan
-from planner.profile import Profile
+from planner.profile import Profile, Setting
 
 
 def recipe_of(profile: Profile, plan: Plan) -> Recipe:
@@ -18,6 +18,11 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         trained=tuple(parameter.name for parameter in plan.parameters if parameter.trained),
         masks=tuple(choice.value for choice in held if choice.technique == MASK),
         forms=tuple(
-            HeldForm(choice.value, choice.holders, choice.technique, dict(choice.settings)) for choice in held if choice.technique != MASK
+            HeldForm(choice.value, choice.holders, choice.technique, _with_tensors(choice.settings, profile)) for choice in held if choice.technique != MASK
         ),
     )
+
+
+def _with_tensors(settings: dict[str, Setting], profile: Profile) -> dict[str, Setting]:
+    """Settings with the tensors themselves in place of the names that stand for them."""
+    return {name: profile.tensors.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Setting = int | float | str | tuple[int, ...]
+Setting = bool | int | float | str | tuple[float, ...] | tuple[int, ...]
 Phase = Literal["compress", "forward", "backward", "update"]
 
 
@@ -78,6 +78,7 @@ class Option:
         compress_bytes, restore_bytes: transient bytes of making it, in forward, and of using it, in backward.
         lost_energy: for each parameter that depends on it, ‖g−ĝ‖² (mean over batches) if it trains from this form.
         seconds: time of compressing and restoring, measured.
+        shipped_bytes: of tensors that the checkpoint brings for it, which live as long as the model.
     """
 
     technique: str
@@ -87,6 +88,7 @@ class Option:
     restore_bytes: int
     lost_energy: dict[str, float]
     seconds: float
+    shipped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Profile:
         storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
+        tensors: those that options ship, as `memfit.shipped` writes them, by the name that stands for them in settings.
     """
 
     graph: str
@@ -160,3 +163,4 @@ class Profile:
     plain_peak_bytes: int
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())
+    tensors: dict[str, str] = field(default_factory=dict)

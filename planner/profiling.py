@@ -1,7 +1,7 @@
 """Measure one model on one sample: structure, footprint at every moment, gradient energies, and what every option loses."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import prod
 from statistics import median
 from time import perf_counter
@@ -16,13 +16,13 @@ from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import Energies, holders_of_values, measure_energies, measure_spectra
 from planner.named_step import named_step
 from planner.plan import MASK
-from planner.profile import Activation, Form, Holder, Live, Moment, Operation, Option, Parameter, Profile, Setting
+from planner.profile import Activation, Form, Holder, Live, Moment, Operation, Option, Parameter, Profile
 from planner.record import Recording, record
 from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.spectra import Spectra
 from planner.structure import Structure, bits_held, observe_structure
-from planner.techniques import candidates, mask_bytes
+from planner.techniques import candidates, mask_bytes, settings_of, shipped_tensors
 from planner.timeline import exact_choices, timeline
 
 Progress = Callable[[float, str], None]
@@ -125,6 +125,7 @@ def _assemble(
         storages=tuple((s.bytes, s.born, s.last_use) for s in structure.storages if s.producer >= 0),
         plain_peak_bytes=0,
         plain_seconds=0.0,
+        tensors=shipped_tensors(each.candidate.form for measured in energies.candidates.values() for each in measured),
     )
 
 
@@ -198,8 +199,18 @@ def _options(value: str, energies: Energies) -> tuple[Option, ...]:
         if total < best:
             best = total
             form, c = each.candidate.form, each.candidate
-            settings: dict[str, Setting] = {field.name: getattr(form, field.name) for field in fields(form)}  # type: ignore[arg-type]
-            options.append(Option(form.technique, settings, c.held_bytes, c.compress_bytes, c.restore_bytes, lost, each.seconds))
+            options.append(
+                Option(
+                    form.technique,
+                    settings_of(form),
+                    c.held_bytes,
+                    c.compress_bytes,
+                    c.restore_bytes,
+                    lost,
+                    each.seconds,
+                    c.shipped_bytes,
+                )
+            )
     return tuple(options)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memfit.tucker import decompose_mode
+from planner.coding import Coding
 
 LARGEST_GRAM = 2048  # rows of the longest unfolding decomposed; a longer one has no cheap factor anyway
 
@@ -17,21 +18,25 @@ class Spectra:
 
     Attributes:
         of: for each run of modes (first, last + 1), shares of the energy, largest first; None where it was not measured.
+        coding: what transform coding needs to know of it.
     """
 
     shape: tuple[int, ...]
     itemsize: int
     of: dict[tuple[int, int], Tensor]
+    coding: Coding
     batches: int = 0
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], itemsize: int) -> "Spectra":
-        return cls(shape, itemsize, {run: torch.zeros(directions(shape, run), dtype=torch.float64) for run in matricisations(shape)})
+    def of_shape(cls, shape: tuple[int, ...], itemsize: int, feature: int, bounds: tuple[float, ...]) -> "Spectra":
+        of = {run: torch.zeros(directions(shape, run), dtype=torch.float64) for run in matricisations(shape)}
+        return cls(shape, itemsize, of, Coding(shape, itemsize, feature, bounds))
 
     def add(self, x: Tensor) -> None:
         """Add a batch of the same shape."""
         x = x.detach().contiguous()
         self.batches += 1
+        self.coding.add(x)
         for run, mean in self.of.items():
             energies = decompose_mode(x, *run)[0].double()
             total = energies.sum()

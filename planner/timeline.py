@@ -138,6 +138,7 @@ def timeline(profile: Profile, optimizer: Optimizer, corrections: tuple[Correcti
         option = form.options[o]
         holders = [profile.activations[a].holders[h].operation for h in form.holders]
         made = at["compress", min(holders)]
+        gains[static, :, column] += option.shipped_bytes
         gains[saved, made : at["backward", min(holders)] + 1, column] += option.held_bytes
         gains[transient, made, column] += option.compress_bytes
         for holder in holders:

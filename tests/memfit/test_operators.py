@@ -1,6 +1,7 @@
 """Every operator against float64 autograd: output, input and bias gradients exact; the weight gradient that of the restored activation."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfit.forms import Form, Hosvd, Svd
+from memfit.forms import Coded, Form, Hosvd, Svd
 from memfit.operators import held
 from memfit.operators.conv import convolution
 from memfit.operators.held import HeldTensor, Hold
@@ -38,14 +39,40 @@ def random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @st.composite
+def coded(draw: st.DrawFn, shape: tuple[int, ...]) -> Coded:
+    """A coded form with any transform, table and bytes."""
+    feature = draw(st.integers(1, len(shape) - 1))
+    grid = [size for axis, size in enumerate(shape) if axis not in (0, feature)]
+    blocks = tuple(draw(st.sampled_from([part for part in range(1, size + 1) if size % part == 0])) for size in grid)
+    features, seed = shape[feature], draw(st.integers(0, 9))
+    kept = draw(st.integers(1, features))
+    basis = torch.linalg.qr(random((features, features), seed))[0][:kept].half() if draw(st.booleans()) else None
+    positions = (features if basis is None else kept) * prod(blocks)
+    deviations = torch.randint(150, 256, (positions,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return Coded(
+        feature=feature,
+        blocks=blocks,
+        sample_bytes=draw(st.integers(0, 3 * prod(shape[1:]))),
+        largest=2.0,
+        bounds=(),
+        dither=False,
+        mean=random((features,), seed).float(),
+        basis=basis,
+        deviations=deviations if draw(st.booleans()) else None,
+    )
+
+
+@st.composite
 def forms(draw: st.DrawFn, shape: tuple[int, ...]) -> Form | None:
     """A form for a tensor of this shape, with ranks up to beyond what it allows; None keeps it whole."""
     threshold = draw(st.sampled_from([0.3, 0.9, 1.0]))
-    kind = draw(st.sampled_from(["whole", "svd", "hosvd"]))
+    kind = draw(st.sampled_from(["whole", "svd", "hosvd", "coded"]))
     if kind == "whole":
         return None
     if kind == "hosvd":
         return Hosvd(tuple(draw(st.integers(1, size + 1)) for size in shape), threshold)
+    if kind == "coded":
+        return draw(coded(shape))
     first = draw(st.integers(0, len(shape) - 1))
     return Svd((first, draw(st.integers(first + 1, len(shape)))), draw(st.integers(1, 9)), threshold)
 

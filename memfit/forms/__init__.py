@@ -1,0 +1,34 @@
+"""The forms an activation is held in instead of whole. One file a technique."""
+
+from collections.abc import Mapping
+
+from memfit.forms.coded import Coded
+from memfit.forms.form import Form, Held
+from memfit.forms.hosvd import Hosvd
+from memfit.forms.svd import Svd
+from memfit.shipped import PREFIX, decode
+
+__all__ = ["FORMS", "Coded", "Form", "Held", "Hosvd", "Svd", "form_from_settings"]
+
+FORMS: Mapping[str, type[Form]] = {form.technique: form for form in (Svd, Hosvd, Coded)}
+
+
+def form_from_settings(technique: str, settings: Mapping[str, object]) -> Form:
+    """The form that a plan names. Shipped tensors stand among the settings as `memfit.shipped` writes them.
+
+    Raises:
+        ValueError: no technique of that name holds tensors, or its settings are not those it takes.
+    """
+    if technique not in FORMS:
+        raise ValueError(f"technique {technique!r} is not one of {', '.join(FORMS)}: this memfit is older than the checkpoint")
+    values = {name: _value(value) for name, value in settings.items()}
+    try:
+        return FORMS[technique](**values)
+    except TypeError as error:
+        raise ValueError(f"technique {technique!r} with settings {', '.join(values)}: {error}") from None
+
+
+def _value(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(value)
+    return decode(value) if isinstance(value, str) and value.startswith(PREFIX) else value
