@@ -102,7 +102,7 @@ class Coding:
             lost = float(energies.sum()) - kept_energy + kept_energy * lost_share(counts, allot(counts, blocks, sample_bytes))
             basis = self.basis[:kept].half() if variant.learned and self.basis is not None else None
             forms.append(
-                (Coded(self.feature, transform.blocks, sample_bytes, largest, self.bounds, False, self.mean, basis, codes[:positions]), lost * blocks)
+                (Coded(self.feature, transform.blocks, sample_bytes, largest, self.bounds, False, self.mean, basis, codes[:positions].clone()), lost * blocks)
             )
         return forms
 
