@@ -37,39 +37,46 @@ class BlockTransform:
         """Blocks in one sample of this shape."""
         return prod(shape[1:]) // (shape[self.feature] * self.frequencies)
 
-    def centre(self, x: Tensor, mean_F: Tensor) -> Tensor:
-        """Samples less the mean of each feature, in blocks: shape (samples, F, frequencies · blocks), in the type of `mean_F`."""
-        split = self._split(x)
-        values = torch.empty(split.shape, dtype=mean_F.dtype, device=x.device)
-        torch.sub(split, mean_F.view(-1, *[1] * (split.dim() - 2)), out=values)
-        return values.view(*split.shape[:2], -1)
-
-    def forward(self, centred: Tensor, basis_RF: Tensor | None) -> Tensor:
-        """Coefficients of what `centre` gave. Shape (samples, R · frequencies, blocks).
+    def forward(self, x: Tensor, mean_F: Tensor, basis_RF: Tensor | None) -> Tensor:
+        """Coefficients of samples less their mean. Shape (samples, R · frequencies, blocks), in the type of `mean_F`.
 
         Args:
+            mean_F: of each feature. Subtracted where it is: in the constant frequency.
             basis_RF: orthonormal rows; None takes the features as they are.
         """
-        samples = centred.shape[0]
-        values = centred if basis_RF is None else multiply_mode(centred, basis_RF)
+        split = self._split(x)
+        samples, features = split.shape[:2]
+        values = torch.empty(split.shape, dtype=mean_F.dtype, device=x.device).copy_(split).view(samples, features, -1)
+        if basis_RF is not None:
+            values = multiply_mode(values, basis_RF)
         kept, blocks = values.shape[1], values.shape[2] // self.frequencies
         if self.frequencies > 1:
             values = multiply_mode(values.view(samples * kept, self.frequencies, blocks), self._cosines(values))
+        values = values.view(samples, kept, self.frequencies, blocks)
+        values[:, :, 0].sub_(self._constant(mean_F, basis_RF))
         return values.view(samples, kept * self.frequencies, blocks)
 
     def inverse(self, values: Tensor, shape: tuple[int, ...], mean_F: Tensor, basis_RF: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Samples whose coefficients these are: the transpose of `forward`, and the mean added. Contiguous."""
+        """Samples whose coefficients these are: the transpose of `forward`, and the mean added. Contiguous. Changes `values`."""
         samples, features = values.shape[0], shape[self.feature]
         kept = features if basis_RF is None else basis_RF.shape[0]
+        blocks = values.shape[2]
+        values.view(samples, kept, self.frequencies, blocks)[:, :, 0].add_(self._constant(mean_F, basis_RF))
         if self.frequencies > 1:
-            values = multiply_mode(values.reshape(samples * kept, self.frequencies, values.shape[2]), self._cosines(values).mT)
-        values = values.reshape(samples, kept, prod(shape[1:]) // features)
+            values = multiply_mode(values.view(samples * kept, self.frequencies, blocks), self._cosines(values).mT)
+        values = values.reshape(samples, kept, self.frequencies * blocks)
         if basis_RF is not None:
             values = multiply_mode(values, basis_RF.mT)
+            beyond_F = mean_F - basis_RF.mT @ (basis_RF @ mean_F)  # what of the mean lies outside the directions kept
+            values.add_(beyond_F[:, None])
         x = torch.empty(samples, *shape[1:], dtype=dtype, device=values.device)
         split = self._split(x)
-        torch.add(values.view(split.shape), mean_F.view(-1, *[1] * (split.dim() - 2)), out=split)
+        split.copy_(values.view(split.shape))
         return x
+
+    def _constant(self, mean_F: Tensor, basis_RF: Tensor | None) -> Tensor:
+        """The constant coefficients of a sample that is the mean everywhere. Shape (R, 1)."""
+        return (mean_F if basis_RF is None else basis_RF @ mean_F)[:, None] * self.frequencies**0.5
 
     def _split(self, x: Tensor) -> Tensor:
         """A view (samples, features, places in a block ..., blocks ...)."""

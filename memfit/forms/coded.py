@@ -20,7 +20,7 @@ from memfit.packing import pack_rows, packed_row_bytes, unpack_rows
 from memfit.transform import BlockTransform
 from memfit.tucker import Decompose, decompose_mode
 
-PIECE_BYTES = 1 << 20  # of samples coded at once; one sample if that is more
+PIECE_BYTES = 2 << 20  # of samples coded at once; one sample if that is more
 
 
 # B = samples, F = features, R = directions kept, P = positions (R · frequencies), M = blocks of a sample
@@ -56,6 +56,11 @@ class Coded:
     @property
     def transform(self) -> BlockTransform:
         return BlockTransform(self.feature, self.blocks)
+
+    @property
+    def products(self) -> int:
+        """Multiplications for each element of the directions kept, one way: what the transform costs."""
+        return (0 if self.basis is None else self.mean.shape[0]) + (self.transform.frequencies if self.transform.frequencies > 1 else 0)
 
     def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         mean_F, basis_RF = self._shipped(x.dtype)
@@ -121,10 +126,12 @@ class Coded:
 
     def _coefficients(self, x: Tensor, mean_F: Tensor, basis_RF: Tensor | None) -> tuple[Tensor, Tensor]:
         """Coefficients (samples, P, M) and gains (samples,)."""
-        centred = self.transform.centre(x, mean_F)
-        energies = torch.linalg.vector_norm(centred, dim=(1, 2), dtype=torch.float64)  # float32 would overflow before `x` does
-        gains = torch.where(energies.isfinite(), energies / max(1, prod(x.shape[1:])) ** 0.5, torch.nan).to(centred.dtype)
-        return self.transform.forward(centred, basis_RF), gains
+        values = self.transform.forward(x, mean_F, basis_RF)
+        norms = torch.linalg.vector_norm(values, dim=(1, 2))
+        if not bool(((norms > 1e-15) & (norms < 1e15)).all()):  # squares in float32 may have left its range
+            norms = torch.linalg.vector_norm(values, dim=(1, 2), dtype=torch.float64)
+        gains = torch.where(norms.isfinite(), norms / max(1, values[0].numel()) ** 0.5, torch.nan).to(values.dtype)
+        return values, gains
 
     def _deviations(self, x: Tensor, mean_F: Tensor, basis_RF: Tensor | None) -> tuple[Tensor, float]:
         """The code of every position's deviation in this batch."""
