@@ -8,6 +8,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -16,28 +17,46 @@ from torch import Tensor
 
 from bench.tables import write_between
 from bench.trained import Images, Layer, layers_of, load_images, networks
-from memfit.forms import Form, Hosvd
+from memfit.forms import Bfloat16, Form, Hosvd, Int4, Int8, PatchMean
 from memfit.shipped import tensors_of
 from memfit.tucker import decompose_mode, rank_for_threshold
 from planner.coding import Coding
+from planner.spectra import Spectra
+from planner.techniques import basis_form
 
 BATCH, CALIBRATION = 64, 2
 SHARES = (5, 10, 20, 50)
-Maker = Callable[[Layer, Coding, int], Form | None]
+Maker = Callable[[Layer, Spectra, int], Form | None]
 
 
-def coded(layer: Layer, coding: Coding, most_bytes: int) -> Form | None:
-    return coding.form(most_bytes)
+def coded(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
+    return spectra.coding.form(most_bytes)
 
 
-def hosvd_one_threshold(layer: Layer, coding: Coding, most_bytes: int) -> Form | None:
+def adaptive(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
+    """The same transform; the table of each batch is worked out from it, and held with it in as many bytes as the shipped one."""
+    form = spectra.coding.form(most_bytes - 4)
+    return None if form is None else replace(form, deviations=None)
+
+
+def basis(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
+    return basis_form(spectra, most_bytes)
+
+
+def hosvd_ranks(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
+    """Ranks that keep the most energy in these bytes, on the calibration batch; decomposed anew for each batch."""
+    ranks = spectra.ranks(most_bytes // 4)
+    return None if ranks is None else Hosvd((spectra.shape[0], *ranks), 1.0)
+
+
+def hosvd_one_threshold(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
     """The papers' rule: one share of energy for every mode, decomposed anew for each batch; the largest share that fits the bytes."""
     x = layer.inputs[-1]
-    spectra = [decompose_mode(x, mode, mode + 1)[0] for mode in range(x.dim())]
+    of_modes = [decompose_mode(x, mode, mode + 1)[0] for mode in range(x.dim())]
     low, high, best = 0.0, 1.0, None
     for _ in range(30):
         threshold = (low + high) / 2
-        form = Hosvd(tuple(rank_for_threshold(energies, threshold) for energies in spectra), 1.0)
+        form = Hosvd(tuple(rank_for_threshold(energies, threshold) for energies in of_modes), 1.0)
         if form.held_bytes(tuple(x.shape), x.element_size()) <= most_bytes:
             low, best = threshold, form
         else:
@@ -45,7 +64,14 @@ def hosvd_one_threshold(layer: Layer, coding: Coding, most_bytes: int) -> Form |
     return best
 
 
-TECHNIQUES: dict[str, Maker] = {"HOSVD, one ε for all modes (papers)": hosvd_one_threshold, "coded, static": coded}
+TECHNIQUES: dict[str, Maker] = {
+    "HOSVD, one ε for all modes (papers)": hosvd_one_threshold,
+    "HOSVD, ranks for the bytes": hosvd_ranks,
+    "basis, ranks for the bytes": basis,
+    "coded, adaptive": adaptive,
+    "coded, static": coded,
+}
+FIXED: dict[str, Form] = {"bfloat16": Bfloat16(), "int8": Int8(), "int4": Int4(), "patch mean 2×2": PatchMean((2, 2))}
 
 
 def errors(form: Form | None, layer: Layer, most_bytes: int) -> tuple[float, float] | None:
@@ -78,29 +104,38 @@ def gaussian_bound(coding: Coding, most_bytes: int) -> float:
     return best
 
 
-def coding_of(layer: Layer) -> Coding:
-    coding = Coding(tuple(layer.inputs[0].shape), 4, layer.feature, (0.0,) if layer.rectified else ())
+def spectra_of(layer: Layer) -> Spectra:
+    spectra = Spectra.of_shape(tuple(layer.inputs[0].shape), 4, layer.feature, (0.0,) if layer.rectified else ())
     for x in layer.inputs[:CALIBRATION]:
-        coding.add(x)
-    return coding
+        spectra.add(x)
+    return spectra
 
 
 def measure(layers: list[Layer]) -> list[list[str]]:
     """A row a technique: medians over convolutions and over linear layers, at each share of the bytes."""
     kinds = {"convolutions": [x for x in layers if x.family != "linear"], "linear": [x for x in layers if x.family == "linear"]}
-    codings = {layer.name: coding_of(layer) for layer in layers}
+    known = {layer.name: spectra_of(layer) for layer in layers}
     rows = []
     for technique, make in TECHNIQUES.items():
         row = [technique]
         for each in kinds.values():
             for share in SHARES:
-                found = [errors(make(layer, codings[layer.name], budget(layer, share)), layer, budget(layer, share)) for layer in each]
+                found = [errors(make(layer, known[layer.name], budget(layer, share)), layer, budget(layer, share)) for layer in each]
                 row.append(cell(found))
+        rows.append(row)
+        print(" | ".join(row), flush=True)
+    for technique, form in FIXED.items():
+        row = [technique]
+        for kind, each in kinds.items():
+            of = [layer for layer in each if kind == "convolutions" or not isinstance(form, PatchMean)]
+            found = [errors(form, layer, form.held_bytes(tuple(layer.inputs[-1].shape), 4)) for layer in of]
+            share = median(layer.inputs[-1].nbytes / form.held_bytes(tuple(layer.inputs[-1].shape), 4) for layer in of) if of else 0
+            row += [f"at 1/{share:.1f}: {cell(found)}" if of else "", *[""] * (len(SHARES) - 1)]
         rows.append(row)
         print(" | ".join(row), flush=True)
     rows.append(["Gaussian bound D(R), energy"])
     for each in kinds.values():
-        rows[-1] += [f"({median(gaussian_bound(codings[x.name], budget(x, share)) for x in each):.4f})" for share in SHARES]
+        rows[-1] += [f"({median(gaussian_bound(known[x.name].coding, budget(x, share)) for x in each):.4f})" for share in SHARES]
     print(" | ".join(rows[-1]), flush=True)
     return rows
 
@@ -123,9 +158,7 @@ def main() -> None:
     given = arguments.parse_args()
     images = load_images(given.data)
     batches = [Images(part.images, part.classes) for part in _batches(images)]
-    layers = [
-        layer for name, net in networks(given.data, images).items() for layer in layers_of(name, net, batches, given.batch_norm)
-    ]
+    layers = [layer for name, net in networks(given.data, images).items() for layer in layers_of(name, net, batches, given.batch_norm)]
     rows = measure(layers)
     convolutions = sum(layer.family != "linear" for layer in layers)
     heading = ["technique", *(f"conv 1/{share}" for share in SHARES), *(f"linear 1/{share}" for share in SHARES)]

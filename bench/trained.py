@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 TRAINING_IMAGES, BATCH = 1500, 64
 EPOCHS = 10
@@ -217,4 +218,4 @@ def gradient_of(module: nn.Conv2d | nn.Linear) -> Callable[[Tensor, Tensor], Ten
     if isinstance(module, nn.Linear):
         return lambda gradient, x: gradient.flatten(0, -2).mT @ x.flatten(0, -2)
     settings = (module.stride, module.padding, module.dilation, module.groups)
-    return lambda gradient, x: nn.grad.conv2d_weight(x, module.weight.shape, gradient, *settings)  # type: ignore[arg-type]
+    return lambda gradient, x: conv2d_weight(x, module.weight.shape, gradient, *settings)

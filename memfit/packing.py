@@ -11,6 +11,7 @@ from torch import Tensor
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of so many bytes
 
+
 def packed_row_bytes(count: int, bits: int) -> int:
     """Bytes that a row of `count` numbers of `bits` bits takes: each plane filled up to whole bytes."""
     return sum(-(-count * width // 8) for width, _ in _planes(bits))

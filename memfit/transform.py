@@ -84,7 +84,8 @@ class BlockTransform:
         for axis in reversed(range(len(self.blocks))):
             split = split.unflatten(2 + axis, (split.shape[2 + axis] // self.blocks[axis], self.blocks[axis]))
         grid = range(len(self.blocks))
-        return split.permute(0, 1, *(3 + 2 * axis for axis in grid), *(2 + 2 * axis for axis in grid))
+        result: Tensor = split.permute(0, 1, *(3 + 2 * axis for axis in grid), *(2 + 2 * axis for axis in grid))
+        return result
 
     def _cosines(self, like: Tensor) -> Tensor:
         """The cosine transform of a block, all its axes in one matrix."""

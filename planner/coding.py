@@ -101,7 +101,20 @@ class Coding:
             relative = largest * (positions / energies.numel() / share_kept) ** 0.5
             basis = self.basis[:kept].half() if variant.learned and self.basis is not None else None
             forms.append(
-                (Coded(self.feature, transform.blocks, sample_bytes, relative, self.bounds, False, self.mean, basis, codes[:positions].clone()), lost)
+                (
+                    Coded(
+                        self.feature,
+                        transform.blocks,
+                        sample_bytes,
+                        relative,
+                        self.bounds,
+                        False,
+                        self.mean,
+                        basis,
+                        codes[:positions].clone(),
+                    ),
+                    lost,
+                )
             )
         return forms
 

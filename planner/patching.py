@@ -18,7 +18,9 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         trained=tuple(parameter.name for parameter in plan.parameters if parameter.trained),
         masks=tuple(choice.value for choice in held if choice.technique == MASK),
         forms=tuple(
-            HeldForm(choice.value, choice.holders, choice.technique, _with_tensors(choice.settings, profile)) for choice in held if choice.technique != MASK
+            HeldForm(choice.value, choice.holders, choice.technique, _with_tensors(choice.settings, profile))
+            for choice in held
+            if choice.technique != MASK
         ),
     )
 

@@ -17,7 +17,13 @@ from planner.sample import Batch
 
 LOSS = "loss"
 aten = torch.ops.aten
-SELECTING = {aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default}  # of its values
+SELECTING = {
+    aten.max_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+}  # of its values
 
 
 @dataclass(slots=True)

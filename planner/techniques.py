@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from math import prod
 
+import torch
 from torch import Tensor
 
 from memfit.bits import PIECE, packed_bytes
-from memfit.forms import Form, Hosvd, Svd
+from memfit.forms import Basis, Bfloat16, Form, Hosvd, Int4, Int8, PatchMean, Svd
+from memfit.forms.quantised import GROUP
 from memfit.operators.held import samples_at_once
 from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
@@ -16,8 +18,8 @@ from planner.profile import Setting
 from planner.spectra import Spectra
 
 CODED_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 12, 1 / 16, 1 / 24, 1 / 40, 1 / 80)  # of the bytes of the whole
-HOSVD_THRESHOLDS = (0.8, 0.9, 0.95, 0.99)
-SVD_THRESHOLDS = (0.8, 0.95)
+HOSVD_THRESHOLDS, SVD_THRESHOLDS = (0.8, 0.95), (0.9,)
+HOSVD_SHARES, BASIS_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,27 @@ def candidates(spectra: Spectra) -> list[Candidate]:
         each = [Svd(run, rank_for_threshold(energies, threshold), threshold) for run, energies in spectra.of.items()]
         if each:  # the best matricisation: the one that needs the fewest bytes for this energy
             forms.append(min(each, key=lambda form: form.held_bytes(shape, itemsize)))
+    best = (spectra.ranks(int(whole * share) // itemsize) for share in HOSVD_SHARES)
+    forms += [Hosvd((shape[0], *each), 1.0) for each in best if each is not None]
+    forms += [basis for share in BASIS_SHARES if (basis := basis_form(spectra, int(whole * share)))]
+    forms += [Int8(), Int4()] if prod(shape[1:]) >= GROUP // 4 else []
+    if itemsize > 2:
+        forms.append(Bfloat16())
+    if spectra.coding.feature == 1 and len(shape) > 2:
+        forms.append(PatchMean((2,) * (len(shape) - 2)))
     by_bytes = {candidate.bytes: candidate for candidate in (_candidate(form, shape, itemsize) for form in forms)}
     return [candidate for size, candidate in sorted(by_bytes.items()) if size < whole]
+
+
+def basis_form(spectra: Spectra, most_bytes: int) -> Basis | None:
+    """Fixed factors of the ranks that keep most in these bytes, the factors themselves (of two bytes an element) included."""
+    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize)
+    if ranks is None:
+        return None
+    sizes = spectra.shape[1:]
+    used = [mode for mode, (size, rank) in enumerate(zip(sizes, ranks, strict=True), start=1) if rank < size]
+    factors = [spectra.factors[mode][:, : ranks[mode - 1]].half().flatten() for mode in used]
+    return Basis(sizes, ranks, torch.cat(factors)) if factors else None
 
 
 def _candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:

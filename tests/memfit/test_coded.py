@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.allocator import step_peak_bytes
 from memfit.allotment import QUANTISERS
 from memfit.forms import Coded
 from memfit.transform import BlockTransform
@@ -126,8 +127,6 @@ def test_the_gain_follows_the_sample() -> None:
 
 
 def test_workspace_is_what_is_told() -> None:
-    from bench.allocator import step_peak_bytes
-
     x = random((8, 32, 32, 32), 0).float()
     for form in (flat_form(8000, mean=torch.zeros(32), deviations=torch.full((512,), 255, dtype=torch.uint8)),):
         held = form.compress(x)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfit.forms import Coded, Form, Hosvd, Svd
+from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Svd
 from memfit.operators import held
 from memfit.operators.conv import convolution
 from memfit.operators.held import HeldTensor, Hold
@@ -63,16 +63,30 @@ def coded(draw: st.DrawFn, shape: tuple[int, ...]) -> Coded:
 
 
 @st.composite
+def bases(draw: st.DrawFn, shape: tuple[int, ...]) -> Basis:
+    """Fixed random directions of any ranks."""
+    ranks = tuple(draw(st.integers(1, size)) for size in shape[1:])
+    factors = [torch.linalg.qr(random((n, n), n))[0][:, :r].flatten() for n, r in zip(shape[1:], ranks, strict=True) if r < n]
+    return Basis(shape[1:], ranks, torch.cat([torch.zeros(0, dtype=torch.float64), *factors]))
+
+
+@st.composite
 def forms(draw: st.DrawFn, shape: tuple[int, ...]) -> Form | None:
     """A form for a tensor of this shape, with ranks up to beyond what it allows; None keeps it whole."""
     threshold = draw(st.sampled_from([0.3, 0.9, 1.0]))
-    kind = draw(st.sampled_from(["whole", "svd", "hosvd", "coded"]))
+    kind = draw(st.sampled_from(["whole", "svd", "hosvd", "coded", "basis", "quantised", "patch_mean"]))
     if kind == "whole":
         return None
     if kind == "hosvd":
         return Hosvd(tuple(draw(st.integers(1, size + 1)) for size in shape), threshold)
     if kind == "coded":
         return draw(coded(shape))
+    if kind == "basis":
+        return draw(bases(shape))
+    if kind == "quantised" or (kind == "patch_mean" and len(shape) < 3):
+        return draw(st.sampled_from([Int8(), Int4(), Bfloat16()]))
+    if kind == "patch_mean":
+        return PatchMean(tuple(draw(st.integers(1, size + 1)) for size in shape[2:]))
     first = draw(st.integers(0, len(shape) - 1))
     return Svd((first, draw(st.integers(first + 1, len(shape)))), draw(st.integers(1, 9)), threshold)
 
