@@ -129,8 +129,8 @@ def measure(layers: list[Layer]) -> list[list[str]]:
         for kind, each in kinds.items():
             of = [layer for layer in each if kind == "convolutions" or not isinstance(form, PatchMean)]
             found = [errors(form, layer, form.held_bytes(tuple(layer.inputs[-1].shape), 4)) for layer in of]
-            share = median(layer.inputs[-1].nbytes / form.held_bytes(tuple(layer.inputs[-1].shape), 4) for layer in of) if of else 0
-            row += [f"at 1/{share:.1f}: {cell(found)}" if of else "", *[""] * (len(SHARES) - 1)]
+            ratio = median(layer.inputs[-1].nbytes / form.held_bytes(tuple(layer.inputs[-1].shape), 4) for layer in of) if of else 0.0
+            row += [f"at 1/{ratio:.1f}: {cell(found)}" if of else "", *[""] * (len(SHARES) - 1)]
         rows.append(row)
         print(" | ".join(row), flush=True)
     rows.append(["Gaussian bound D(R), energy"])

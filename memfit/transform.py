@@ -76,7 +76,8 @@ class BlockTransform:
 
     def _constant(self, mean_F: Tensor, basis_RF: Tensor | None) -> Tensor:
         """The constant coefficients of a sample that is the mean everywhere. Shape (R, 1)."""
-        return (mean_F if basis_RF is None else basis_RF @ mean_F)[:, None] * self.frequencies**0.5
+        means: Tensor = mean_F if basis_RF is None else basis_RF @ mean_F
+        return means[:, None] * sqrt(self.frequencies)
 
     def _split(self, x: Tensor) -> Tensor:
         """A view (samples, features, places in a block ..., blocks ...)."""
@@ -84,8 +85,7 @@ class BlockTransform:
         for axis in reversed(range(len(self.blocks))):
             split = split.unflatten(2 + axis, (split.shape[2 + axis] // self.blocks[axis], self.blocks[axis]))
         grid = range(len(self.blocks))
-        result: Tensor = split.permute(0, 1, *(3 + 2 * axis for axis in grid), *(2 + 2 * axis for axis in grid))
-        return result
+        return split.permute(0, 1, *(3 + 2 * axis for axis in grid), *(2 + 2 * axis for axis in grid))
 
     def _cosines(self, like: Tensor) -> Tensor:
         """The cosine transform of a block, all its axes in one matrix."""
