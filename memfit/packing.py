@@ -51,8 +51,10 @@ def unpack_rows(packed: Tensor, bits: int, count: int) -> Tensor:
             plane = _apart(plane, width)[:, :count]
         if bits > 8:
             plane = plane.to(torch.int32)
-        plane = plane << shift if shift else plane
-        values = plane if values is None else values | plane
+        if values is None:
+            values = plane.clone() if bits == 8 else plane  # else a tensor of its own already
+        else:
+            values.bitwise_or_(plane.bitwise_left_shift_(shift))
         at += length
     assert values is not None
     return values

@@ -105,11 +105,15 @@ class Coded:
         return self._work_bytes(shape, itemsize, samples)
 
     def _work_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
-        """The samples whole and their coefficients twice, or three times the coefficients; indices, and what is shipped in work's type."""
+        """Samples twice, or once beside their coefficients, or these beside the largest group of one width while that is packed."""
         whole = max(4, itemsize) * samples * prod(shape[1:])
         share = self._directions / max(1, self.mean.shape[0])
+        group = 1.0
+        if self.deviations is not None:
+            group = _Positions(self.deviations, self.largest, self.transform.blocks_of(shape), self.sample_bytes).largest_group
+        packing = share * (1 + 2.25 * group)
         shipped = 0 if self.basis is None else max(4, itemsize) * self.basis.numel()
-        return int(whole * max(1 + 2 * share, 4 * share if self.dither else 3 * share)) + shipped + 10 * self._positions + 65536
+        return int(whole * max(2.0, 1 + share, packing)) + shipped + 10 * self._positions + 65536
 
     @property
     def _positions(self) -> int:
@@ -160,6 +164,12 @@ class _Positions:
             for width in self.present
         )
 
+    @property
+    def largest_group(self) -> float:
+        """The share of the positions that the most frequent width has."""
+        each = torch.bincount(self.widths.int())[1:] if self.present else self.widths.new_zeros(1)
+        return float(each.max()) / max(1, self.widths.numel())
+
     def pack(self, values: Tensor, dither: bool, out: Tensor) -> None:
         """Quantise coefficients (samples, P, M), relative to their gains, into rows of bytes."""
         for width, positions, steps, at in self._groups(values):
@@ -169,6 +179,7 @@ class _Positions:
             chosen.add_(2.0 ** (width - 1))
             chosen.clamp_(0, 2.0**width - 0.5)  # and truncating to whole numbers rounds down
             whole = chosen.nan_to_num_(0.0).to(torch.uint8 if width <= 8 else torch.int32)
+            del chosen
             pack_rows(whole.flatten(1), width, out[:, at : at + packed_row_bytes(whole[0].numel(), width)])
 
     def unpack(self, codes: Tensor, gains: Tensor, dither: bool) -> Tensor:
@@ -176,8 +187,8 @@ class _Positions:
         values = torch.zeros(codes.shape[0], self.deviations.shape[0], self.blocks, dtype=gains.dtype, device=gains.device)
         for width, positions, steps, at in self._groups(gains):
             count = positions.shape[0] * self.blocks
-            whole = unpack_rows(codes[:, at : at + packed_row_bytes(count, width)], width, count)
-            level = whole.view(codes.shape[0], -1, self.blocks).to(values.dtype)
+            level = unpack_rows(codes[:, at : at + packed_row_bytes(count, width)], width, count).to(values.dtype)
+            level = level.view(codes.shape[0], -1, self.blocks)
             level.sub_(2.0 ** (width - 1) - (0.0 if dither else 0.5)).mul_(steps[:, None])
             values.index_copy_(1, positions, level)
         return values.mul_(gains[:, None, None])

@@ -128,7 +128,20 @@ def test_the_gain_follows_the_sample() -> None:
 
 def test_workspace_is_what_is_told() -> None:
     x = random((8, 32, 32, 32), 0).float()
-    for form in (flat_form(8000, mean=torch.zeros(32), deviations=torch.full((512,), 255, dtype=torch.uint8)),):
+    one_width = torch.full((512,), 255, dtype=torch.uint8)
+    many = torch.arange(512).div(2, rounding_mode="floor").to(torch.uint8)
+    basis = torch.linalg.qr(random((32, 32), 0))[0].half()
+    tables: list[dict[str, object]] = [
+        {"deviations": one_width},
+        {"deviations": many},
+        {"deviations": one_width, "dither": True, "sample_bytes": 32768 + 32768 // 4},
+        {"deviations": many[:256], "basis": basis[:16]},
+        {"deviations": many, "basis": basis, "sample_bytes": 60000},
+        {"deviations": None},
+    ]
+    for table in tables:
+        form = flat_form(8000, mean=torch.zeros(32))
+        form = replace(form, **table)  # type: ignore[arg-type]
         held = form.compress(x)
         assert step_peak_bytes(lambda form=form: form.compress(x), ()) <= form.compress_bytes(tuple(x.shape), 4)  # type: ignore[misc]
         assert step_peak_bytes(lambda form=form, held=held: form.restore(held, x.shape, 0, 8), ()) <= form.restore_bytes(  # type: ignore[misc]
