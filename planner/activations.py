@@ -1,6 +1,5 @@
 """Every activation of a step with its holders, and the options that the menu has for it."""
 
-from dataclasses import fields
 from math import prod
 
 import torch
@@ -11,10 +10,10 @@ from memfit.rewriting import MASKABLE
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
 from planner.plan import INDEX, MASK
-from planner.profile import Activation, Form, Holder, Option, Setting
+from planner.profile import Activation, Form, Holder, Option
 from planner.spectra import Spectra
 from planner.structure import Structure, bits_held
-from planner.techniques import candidate, mask_bytes, mask_seconds
+from planner.techniques import candidate, mask_bytes, mask_seconds, settings_of
 
 
 def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str, Spectra], energies: Energies) -> tuple[Activation, ...]:
@@ -96,8 +95,9 @@ def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], ite
             best = total
             form = each.candidate.form
             cost = candidate(form, shape, itemsize)
-            settings: dict[str, Setting] = {field.name: getattr(form, field.name) for field in fields(form)}  # type: ignore[arg-type]
-            options.append(Option(form.technique, settings, cost.held_bytes, cost.compress_bytes, cost.restore_bytes, lost, each.seconds))
+            bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
+            shipped = cost.shipped_bytes
+            options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=shipped))
     return tuple(options)
 
 

@@ -126,6 +126,7 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
         form = activation.forms[f]
         option, holders = form.options[o], [activation.holders[h].operation for h in form.holders]
         if min(holders) in operations:
+            made.add("static", 0, len(made.moments) - 1, column, option.shipped_bytes)
             compress = at("compress", min(holders))
             made.add("saved", compress, at("backward", min(holders)), column, option.held_bytes)
             made.add("transient", compress, compress, column, option.compress_bytes)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from memfit.recipe import HeldForm, Recipe
 from planner.plan import INDEX, KEEP, MASK, NOT_NEEDED, Plan
-from planner.profile import Profile
+from planner.profile import Profile, Setting
 
 
 def recipe_of(profile: Profile, plan: Plan) -> Recipe:
@@ -19,7 +19,7 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         trained=tuple(parameter.name for parameter in plan.parameters if parameter.trained),
         masks=tuple(choice.value for choice in held if choice.technique in own),
         forms=tuple(
-            HeldForm(choice.value, choice.holders, choice.technique, dict(choice.settings))
+            HeldForm(choice.value, choice.holders, choice.technique, _with_tensors(choice.settings, profile))
             for choice in held
             if choice.technique not in own
         ),
@@ -28,3 +28,8 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         split=plan.schedule.split,
         slice=plan.schedule.slice,
     )
+
+
+def _with_tensors(settings: dict[str, Setting], profile: Profile) -> dict[str, Setting]:
+    """Settings with the tensors themselves in place of the names that stand for them."""
+    return {name: profile.tensors.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}

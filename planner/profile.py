@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Setting = int | float | str | tuple[int, ...] | tuple[str, ...]
+Setting = bool | int | float | str | tuple[float, ...] | tuple[int, ...] | tuple[str, ...]
 Phase = Literal["sliced", "compress", "forward", "backward", "update"]
 
 
@@ -85,6 +85,7 @@ class Option:
         lost_energy: for each parameter that depends on it, ‖g−ĝ‖² (mean over batches) if it trains from this form.
         seconds: time of compressing and restoring, measured.
         sources: indices of the activations that it is worked out from, and that have to be whole for that.
+        shipped_bytes: of tensors that the checkpoint brings for it, which live as long as the model.
     """
 
     technique: str
@@ -95,6 +96,7 @@ class Option:
     lost_energy: dict[str, float]
     seconds: float
     sources: tuple[int, ...] = ()
+    shipped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class Profile:
             number of samples.
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
+        tensors: those that options ship, as `memfit.shipped` writes them, by the name that stands for them in settings.
     """
 
     graph: str
@@ -183,6 +186,7 @@ class Profile:
     plain_peak_bytes: int
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())
+    tensors: dict[str, str] = field(default_factory=dict)
 
     @property
     def whole(self) -> Step:

@@ -26,7 +26,7 @@ from planner.record import Recording, record
 from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.structure import Structure, observe_structure
-from planner.techniques import candidates
+from planner.techniques import candidates, shipped_tensors
 from planner.timeline import exact_choices
 
 Progress = Callable[[float, str], None]
@@ -69,6 +69,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         ),
         steps=(),
         splits=(),
+        tensors=shipped_tensors(each.candidate.form for measured in energies.candidates.values() for each in measured),
         plain_peak_bytes=static_bytes(graph.module) + batches[0].bytes + plain.peak_bytes,
         plain_seconds=seconds,
         plain=tuple(Live(moment, static_bytes(graph.module) + batches[0].bytes + peak) for moment, peak in plain.peaks.items()),

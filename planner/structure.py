@@ -11,12 +11,20 @@ from torch.utils import _pytree as pytree
 
 from memfit.losses import loss_of
 from memfit.program import arguments
-from memfit.rewriting import RELUS
+from memfit.rewriting import HARDTANHS, RELUS
 from planner.capture import NamedRun, TrainingGraph, source_of, target_name
 from planner.record import forward_range
 from planner.sample import Batch
 
 LOSS = "loss"
+aten = torch.ops.aten
+SELECTING = {
+    aten.max_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+}  # of its values
 
 
 @dataclass(slots=True)
@@ -184,3 +192,13 @@ def bits_held(node: Node) -> str:
     source = values.get("self", values.get("input"))
     assert isinstance(source, Node)
     return node.name if node.target in RELUS else source.name
+
+
+def bounds_of(node: Node) -> tuple[float, ...]:
+    """What an operation's results are never below, and what never above: () where nothing is known."""
+    if node.target in RELUS:
+        return (0.0,)
+    if node.target in HARDTANHS:
+        values = arguments(node)
+        return float(values.get("min_val", 0)), float(values.get("max_val", 6))
+    return bounds_of(node.args[0]) if node.target in SELECTING and isinstance(node.args[0], Node) else ()

@@ -1,7 +1,7 @@
 """Holding the input of an operation: whole or in a form, and working through it by ranges of samples."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memfit.forms import Form, Held
+from memfit.shipped import tensors_of
 
 RESTORE_BYTES = 4 << 20  # of dense tensor restored at once; one sample if that is more
 
@@ -34,13 +35,21 @@ class Hold(nn.Module):
 
     def __init__(self, form: Form) -> None:
         super().__init__()
-        self.form = form
+        self._form = form
+        for name, tensor in tensors_of(form).items():  # they move with the model, and leave its state_dict as it was
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def form(self) -> Form:
+        own = {name: getattr(self, name) for name in tensors_of(self._form)}
+        return replace(self._form, **own) if own else self._form  # type: ignore[type-var]
 
     def forward(self, x: Tensor) -> HeldTensor | None:
         if not torch.is_grad_enabled():
             return None
         with torch.no_grad():
-            return HeldTensor(self.form, self.form.compress(x.detach()))
+            form = self.form
+            return HeldTensor(form, form.compress(x.detach()))
 
 
 def unpacked(held: HeldTensor | None) -> tuple[Restorable | Tensor | None, ...]:

@@ -107,7 +107,8 @@ def forms(draw: st.DrawFn, holders: list[Holder], size: int, parameters: list[Pa
         options = []
         for _ in range(draw(st.integers(1, 2))):
             lost = {str(holders[h].parameter): draw(st.integers(0, 4)) / 4 * energies.get(str(holders[h].parameter), 1.0) for h in dense}
-            options.append(Option("hosvd", {}, draw(st.integers(0, size)), draw(amounts), draw(amounts), lost, 0.0))
+            held, shipped = draw(st.integers(0, size)), draw(st.integers(0, 2))
+            options.append(Option("hosvd", {}, held, draw(amounts), draw(amounts), lost, 0.0, shipped_bytes=shipped))
         made.append(Form("value", dense, tuple(options)))
     for h, holder in enumerate(holders):
         if holder.needed_for == "gradient" and draw(st.booleans()):

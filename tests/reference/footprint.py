@@ -114,8 +114,9 @@ def crossing(profile: Profile, cut: int) -> int:
 
 
 def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # type: ignore[no-untyped-def]
-    """Bytes of gradients, optimizer state and updates."""
-    step, total = step_of(profile, schedule), 0
+    """Bytes of gradients, optimizer state and updates, and of what the checkpoint brings for the forms."""
+    step = step_of(profile, schedule)
+    total = sum(option(step, a, f, o).shipped_bytes for (a, f), o in choices.forms.items())
     adams_temporaries = 2 if optimizer.states == 2 else 0
     for parameter in profile.parameters:
         if parameter.name not in choices.trained:
