@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from threading import BoundedSemaphore
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
@@ -10,10 +10,17 @@ from models import JobRecord
 from service.busy import Busy
 from service.database import Database
 from service.events import Hub
+from service.rates import Rates
 from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
 from service.worker import Worker
+
+
+class Stoppable(Protocol):
+    """Work in the background that ends when it is told to."""
+
+    def stop(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Context:
     confinement: Confinement
     inspections: BoundedSemaphore
     uploads: Busy
+    rates: Rates
+    collector: "Stoppable"
 
 
 def _context(request: Request) -> Context:
