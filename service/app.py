@@ -9,19 +9,20 @@ from threading import BoundedSemaphore
 
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
 from sqlalchemy import delete
 
 from models import JobRecord, ReplyRecord
-from service import jobs, problem_answers, profiles, removal, resumable, system, uploads, usage
+from service import health, jobs, metrics, problem_answers, problem_pages, profiles, removal, resumable, system, uploads, usage
 from service.access import authenticate
 from service.busy import Busy
-from service.context import Context, ContextDep
+from service.context import Context
 from service.database import Database
 from service.events import Hub
 from service.files import rewrite_older_models
 from service.idempotency import Idempotency
 from service.keys import check_keys_for
+from service.logs import RequestLog
+from service.metrics import Metrics
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
 from service.rates import Rates
@@ -44,10 +45,6 @@ class DataInUse(RuntimeError):
         super().__init__(f"another memfit server uses {folder}. Stop it, or give this one a folder of its own (--data, MEMFIT_DATA_DIR).")
 
 
-class Health(BaseModel):
-    status: str = "ok"
-
-
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service's app. It owns the settings' data folder from start to stop.
 
@@ -67,19 +64,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 context.hub.close()
                 await run_in_threadpool(_stop, context)
 
-    app = FastAPI(title="memfit", version=system.memfit_version(), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="memfit",
+        version=system.memfit_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
     problem_answers.install(app)
     app.add_middleware(Idempotency)
+    app.add_middleware(RequestLog)
     for router in (plans, uploads.router, profiles.router, jobs.router, resumable.router, removal.router, system.router, usage.router):
         app.include_router(router, dependencies=[Depends(authenticate)])
 
-    @app.get("/healthz", tags=["health"])
-    def health(context: ContextDep) -> Health:
-        """Whether the service answers, and its database with it."""
-        with context.database.reading() as session:
-            session.connection()
-        return Health()
-
+    for router in (health.router, metrics.router, problem_pages.router):
+        app.include_router(router)
     describe(app)
     return app
 
@@ -111,12 +110,15 @@ def _start(settings: Settings) -> Context:
     store.open()
     confinement = settings.confinement
     rewrite_older_models(database, store, confinement)
-    worker = Worker(database, store, hub, confinement, settings.workers)
+    measured = Metrics(database, store)
+    worker = Worker(database, store, hub, confinement, measured, settings.workers)
     worker.start()
     collector = Collector(database, store)
     collector.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
-    return Context(settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy(), Rates(), collector)
+    return Context(
+        settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy(), Rates(), collector, measured
+    )
 
 
 def _stop(context: Context) -> None:

@@ -5,6 +5,7 @@ from threading import BoundedSemaphore
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
 
 from models import JobRecord
 from service.busy import Busy
@@ -21,6 +22,12 @@ class Stoppable(Protocol):
     """Work in the background that ends when it is told to."""
 
     def stop(self) -> None: ...
+
+
+class Counting(Protocol):
+    """What is counted, as `service.metrics` does."""
+
+    registry: CollectorRegistry
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Context:
     uploads: Busy
     rates: Rates
     collector: "Stoppable"
+    metrics: "Counting"
 
 
 def _context(request: Request) -> Context:

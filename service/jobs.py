@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
@@ -105,6 +106,16 @@ def cancel_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
     context.worker.cancel(job.id)
     context.hub.tell(job.id, job)
     return job_answer(job)
+
+
+@router.get("/{id}/logs", response_class=PlainTextResponse, operation_id="get_job_log")
+def get_job_log(id: str, caller: CallerDep, context: ContextDep) -> Response:
+    """What the processes of a job printed, so far."""
+    with context.database.reading() as session:
+        check_held(session, caller, "job", id)
+        find_job(session, id)
+    log = context.store.log(id)
+    return FileResponse(log, media_type="text/plain; charset=utf-8") if log.exists() else PlainTextResponse("")
 
 
 def _existing(id: str, caller: CallerDep, context: ContextDep) -> str:
