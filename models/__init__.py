@@ -1,6 +1,7 @@
 """Database records, one table a file. Importing the package registers every table on `Record.metadata`."""
 
 from models.base import Record
+from models.device_record import DeviceRecord
 from models.job_record import JobKind, JobRecord, JobState
 from models.key_record import HoldingRecord, KeyRecord
 from models.model_record import ModelRecord
@@ -11,6 +12,7 @@ from models.sample_record import SampleRecord
 from models.upload_record import UploadRecord
 
 __all__ = [
+    "DeviceRecord",
     "HoldingRecord",
     "JobKind",
     "JobRecord",

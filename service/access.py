@@ -12,7 +12,7 @@ from service.keys import Caller, caller_of
 from service.problems import NotFound
 from service.rates import TooMany
 
-Thing = Literal["model", "sample", "profile", "plan", "job", "upload"]
+Thing = Literal["model", "sample", "profile", "plan", "job", "upload", "device"]
 READS = {"GET", "HEAD", "OPTIONS"}
 
 

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete
 
 from models import JobRecord, ReplyRecord
-from service import health, jobs, metrics, problem_answers, problem_pages, profiles, removal, resumable, system, uploads, usage
+from service import devices, health, jobs, metrics, problem_answers, problem_pages, profiles, removal, resumable, system, uploads, usage
 from service.access import authenticate
 from service.busy import Busy
 from service.context import Context
@@ -74,7 +74,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problem_answers.install(app)
     app.add_middleware(Idempotency)
     app.add_middleware(RequestLog)
-    for router in (plans, uploads.router, profiles.router, jobs.router, resumable.router, removal.router, system.router, usage.router):
+    for router in (
+        plans,
+        uploads.router,
+        profiles.router,
+        jobs.router,
+        resumable.router,
+        removal.router,
+        devices.router,
+        system.router,
+        usage.router,
+    ):
         app.include_router(router, dependencies=[Depends(authenticate)])
 
     for router in (health.router, metrics.router, problem_pages.router):

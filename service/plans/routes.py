@@ -11,6 +11,7 @@ from sqlalchemy import select
 from models import HoldingRecord, PlanRecord, PlanState
 from service.access import CallerDep, check_held
 from service.context import ContextDep
+from service.devices import with_budget
 from service.documents import CERTIFICATE, PLAN, PROBLEM
 from service.download import file_answer
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
@@ -78,6 +79,7 @@ async def request_plan(request: Request, response: Response, caller: CallerDep, 
             drafts = {name: draft for name, draft in (("model", model), ("sample", sample)) if name in seen}
         else:
             content = await receive_json(request)
+        content = await run_in_threadpool(with_budget, context, caller, content)
         id = await run_in_threadpool(make_plan, caller, context, PlanBody.read(content), drafts)
     response.headers["location"] = f"/v1/plans/{id}"
     return await run_in_threadpool(get_plan, id, caller, context)
