@@ -7,19 +7,26 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import BoundedSemaphore
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
+from sqlalchemy import delete
 
-from models import JobRecord
-from service import jobs, problem_answers, profiles, resumable, system, uploads
+from models import JobRecord, ReplyRecord
+from service import devices, health, jobs, metrics, problem_answers, problem_pages, profiles, removal, resumable, system, uploads, usage
+from service.access import authenticate
 from service.busy import Busy
-from service.context import Context, ContextDep
+from service.context import Context
 from service.database import Database
 from service.events import Hub
 from service.files import rewrite_older_models
+from service.idempotency import Idempotency
+from service.keys import check_keys_for
+from service.logs import RequestLog
+from service.metrics import Metrics
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
+from service.rates import Rates
+from service.removal import Collector
 from service.settings import Settings
 from service.store import Store
 from service.worker import Worker
@@ -36,10 +43,6 @@ class DataInUse(RuntimeError):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(f"another memfit server uses {folder}. Stop it, or give this one a folder of its own (--data, MEMFIT_DATA_DIR).")
-
-
-class Health(BaseModel):
-    status: str = "ok"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -61,18 +64,31 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 context.hub.close()
                 await run_in_threadpool(_stop, context)
 
-    app = FastAPI(title="memfit", version=system.memfit_version(), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="memfit",
+        version=system.memfit_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
     problem_answers.install(app)
-    for router in (plans, uploads.router, profiles.router, jobs.router, resumable.router, system.router):
+    app.add_middleware(Idempotency)
+    app.add_middleware(RequestLog)
+    for router in (
+        plans,
+        uploads.router,
+        profiles.router,
+        jobs.router,
+        resumable.router,
+        removal.router,
+        devices.router,
+        system.router,
+        usage.router,
+    ):
+        app.include_router(router, dependencies=[Depends(authenticate)])
+
+    for router in (health.router, metrics.router, problem_pages.router):
         app.include_router(router)
-
-    @app.get("/healthz", tags=["health"])
-    def health(context: ContextDep) -> Health:
-        """Whether the service answers, and its database with it."""
-        with context.database.reading() as session:
-            session.connection()
-        return Health()
-
     describe(app)
     return app
 
@@ -97,17 +113,27 @@ def describe(app: FastAPI) -> None:
 def _start(settings: Settings) -> Context:
     database, store, hub = Database(settings.url), Store(settings.data_dir), Hub[JobRecord]()
     database.migrate()
+    with database.transaction() as session:  # requests that were under way when the last server died
+        session.execute(delete(ReplyRecord).where(ReplyRecord.status.is_(None)))
+    with database.reading() as session:
+        check_keys_for(session, settings.host)
     store.open()
     confinement = settings.confinement
     rewrite_older_models(database, store, confinement)
-    worker = Worker(database, store, hub, confinement, settings.workers)
+    measured = Metrics(database, store)
+    worker = Worker(database, store, hub, confinement, measured, settings.workers)
     worker.start()
+    collector = Collector(database, store)
+    collector.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
-    return Context(settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy())
+    return Context(
+        settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy(), Rates(), collector, measured
+    )
 
 
 def _stop(context: Context) -> None:
     context.worker.stop()
+    context.collector.stop()
     context.database.close()
 
 

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import re
+import resource
 import signal
 import sys
 import traceback
@@ -65,7 +66,7 @@ def main() -> None:
         traceback.print_exc()
         send(ProblemMessage(problem_of(error, task)))
     else:
-        send(ResultMessage())
+        send(ResultMessage(1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))))
 
 
 def run(spec: Spec, progress: Callable[[float, str], None]) -> object:

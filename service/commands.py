@@ -13,7 +13,7 @@ from rich.console import Console
 
 from models import PlanState
 from planner.errors import InfeasibleBudget, PlannerError
-from service import tables
+from service import key_commands, tables
 from service.database import Database
 from service.documents import MODEL_SUMMARY
 from service.fit import check_trainable, settle
@@ -32,6 +32,7 @@ FAILED, BAD_INPUT, INFEASIBLE = 1, 2, 3
 app = typer.Typer(
     name="memfit", help="Plan the training of PyTorch models into a budget of memory.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(key_commands.app)
 ModelArgument = Annotated[
     Path, typer.Argument(help="A .pt2 file, as torch.export.save writes it.", exists=True, dir_okay=False, readable=True)
 ]
@@ -49,6 +50,7 @@ def serve(
 ) -> None:
     """Run the service. Its database is migrated first; jobs that were running when it last stopped start again."""
     from service.app import DataInUse, owning  # the web framework is slow to import, and the other commands do without
+    from service.keys import NoKeys, check_keys_for
     from service.sandbox import NoSandbox
     from service.server import run
 
@@ -56,8 +58,13 @@ def serve(
     settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     try:
         with owning(settings.data_dir):
+            database = Database(settings.url)
+            database.migrate()
+            with database.reading() as session:
+                check_keys_for(session, settings.host)
+            database.close()
             settings.confinement  # noqa: B018 - the server asks for both itself; this is for a better word than a failed start gives
-    except (DataInUse, NoSandbox) as error:
+    except (DataInUse, NoKeys, NoSandbox) as error:
         Console(stderr=True).print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     run(settings)

@@ -2,18 +2,32 @@
 
 from dataclasses import dataclass
 from threading import BoundedSemaphore
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
 
 from models import JobRecord
 from service.busy import Busy
 from service.database import Database
 from service.events import Hub
+from service.rates import Rates
 from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
 from service.worker import Worker
+
+
+class Stoppable(Protocol):
+    """Work in the background that ends when it is told to."""
+
+    def stop(self) -> None: ...
+
+
+class Counting(Protocol):
+    """What is counted, as `service.metrics` does."""
+
+    registry: CollectorRegistry
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,9 @@ class Context:
     confinement: Confinement
     inspections: BoundedSemaphore
     uploads: Busy
+    rates: Rates
+    collector: "Stoppable"
+    metrics: "Counting"
 
 
 def _context(request: Request) -> Context:

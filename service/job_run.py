@@ -37,10 +37,22 @@ class _Subject:
 
 
 class JobRun:
-    """Runs one job, as the pipeline's observer: every note of progress is committed, then told to `publish`."""
+    """Runs one job, as the pipeline's observer: every note of progress is committed, then told to `publish`.
 
-    def __init__(self, database: Database, store: Store, job: JobRecord, stages: Stages, publish: Callable[[JobRecord], None]) -> None:
+    `ready` hears of the predicted and the measured peak of a plan.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        job: JobRecord,
+        stages: Stages,
+        publish: Callable[[JobRecord], None],
+        ready: Callable[[int, int], None],
+    ) -> None:
         self._database, self._store, self._job, self._stages, self._publish = database, store, job, stages, publish
+        self._ready = ready
         self._noted_at, self._noted_stage = 0.0, ""
 
     def run(self) -> None:
@@ -126,6 +138,7 @@ class JobRun:
             record.certificate_json = CERTIFICATE.dump_json(verified.certificate).decode()
 
         self._finish(save)
+        self._ready(verified.plan.predicted_peak_bytes, verified.certificate.measured_peak_bytes)
 
     def _finish_infeasible(self, error: InfeasibleBudget) -> None:
         def save(session: Session) -> None:

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
@@ -12,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState
 from service import queue
+from service.access import CallerDep, check_held
 from service.context import ContextDep
 from service.documents import PROBLEM
 from service.problem_answers import RESPONSES
@@ -85,16 +88,18 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
 
 
 @router.get("/{id}")
-def get_job(id: str, context: ContextDep) -> JobAnswer:
+def get_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
     """How far a job is."""
     with context.database.reading() as session:
+        check_held(session, caller, "job", id)
         return job_answer(find_job(session, id))
 
 
 @router.delete("/{id}")
-def cancel_job(id: str, context: ContextDep) -> JobAnswer:
+def cancel_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
     """Cancel a job that waits or runs, and with it its plan. To cancel it again changes nothing."""
     with context.database.transaction() as session:
+        check_held(session, caller, "job", id)
         job = queue.cancel(session, id) or find_job(session, id)
     if job.state != JobState.CANCELLED:
         raise JobFinished(job)
@@ -103,16 +108,26 @@ def cancel_job(id: str, context: ContextDep) -> JobAnswer:
     return job_answer(job)
 
 
-def _existing(id: str, context: ContextDep) -> str:
+@router.get("/{id}/logs", response_class=PlainTextResponse, operation_id="get_job_log")
+def get_job_log(id: str, caller: CallerDep, context: ContextDep) -> Response:
+    """What the processes of a job printed, so far."""
+    with context.database.reading() as session:
+        check_held(session, caller, "job", id)
+        find_job(session, id)
+    log = context.store.log(id)
+    return FileResponse(log, media_type="text/plain; charset=utf-8") if log.exists() else PlainTextResponse("")
+
+
+def _existing(id: str, caller: CallerDep, context: ContextDep) -> str:
     """The id of a job, found before a stream begins: from then on there is no other status to answer with."""
-    return get_job(id, context).id
+    return get_job(id, caller, context).id
 
 
 @router.get("/{id}/events", response_class=EventSourceResponse)
-async def job_events(id: Annotated[str, Depends(_existing)], context: ContextDep) -> AsyncIterator[ServerSentEvent]:
+async def job_events(id: Annotated[str, Depends(_existing)], caller: CallerDep, context: ContextDep) -> AsyncIterator[ServerSentEvent]:
     """The job now, then every change as it comes: events `progress`, and at the end one `end`. The data of each is the job."""
     with context.hub.listening(id) as listener:  # first, so that nothing falls between the state read and the events heard
-        answer = get_job(id, context)
+        answer = await run_in_threadpool(get_job, id, caller, context)
         while not answer.state.finished:
             yield ServerSentEvent(event="progress", data=answer)
             record = await listener.events.get()

@@ -12,7 +12,6 @@ from planner.errors import UnverifiedPlan
 from planner.plan import Certificate, Correction, Plan
 from planner.profile import Profile
 from planner.request import PlanRequest, ProfileSettings
-from planner.solver import solve
 from service.stage_process import Stages
 
 Stage = Literal["profiling", "solving", "patching", "verifying"]
@@ -58,6 +57,8 @@ def prove(
         UnverifiedPlan: measured steps stayed over it after `ATTEMPTS` plans.
         StageProblem: the plan cannot be patched or measured.
     """
+    from planner.solver import solve  # the solver takes 40 MB, which a server that solves nothing yet does without
+
     corrections: tuple[Correction, ...] = ()
     checkpoint = stages.folder / "checkpoint.pt2"
     for attempt in range(1, ATTEMPTS + 1):

@@ -12,6 +12,7 @@ from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
 from planner.profile import Profile
 from planner.request import ProfileSettings
 from service import queue
+from service.access import CallerDep, check_held, check_jobs, hold
 from service.context import ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
@@ -106,23 +107,29 @@ router = APIRouter(prefix="/v1/profiles", tags=["profiles"], responses=RESPONSES
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
-def request_profile(body: ProfileBody, response: Response, context: ContextDep) -> ProfileAnswer:
+def request_profile(body: ProfileBody, response: Response, caller: CallerDep, context: ContextDep) -> ProfileAnswer:
     """Measure a stored model on a stored sample. Asked for again, it is the same profile; one that failed is measured anew."""
     with context.database.transaction() as session:
+        check_held(session, caller, "model", body.model)
+        check_held(session, caller, "sample", body.sample)
         model, sample = find_model(session, body.model), find_sample(session, body.sample)
         settings = settle(MODEL_SUMMARY.validate_json(model.summary_json), SAMPLE_SUMMARY.validate_json(sample.summary_json), body.settings)
         record = profile_for(session, model.digest, sample.digest, settings)
+        hold(session, caller, "profile", record.id)
         if needs_job(session, record):
-            give_to(record, queue.add(session, JobKind.PROFILE, record.id))
+            check_jobs(session, caller)
+            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id))
+            hold(session, caller, "job", job.id)
     context.worker.wake()
     response.headers["location"] = f"/v1/profiles/{record.id}"
     return _profile_answer(record, None)
 
 
 @router.get("/{id}")
-def get_profile(id: str, context: ContextDep) -> ProfileAnswer:
+def get_profile(id: str, caller: CallerDep, context: ContextDep) -> ProfileAnswer:
     """A profile, with all that was measured."""
     with context.database.reading() as session:
+        check_held(session, caller, "profile", id)
         record = find_profile(session, id)
     return _profile_answer(record, read_profile(context.store, record))
 

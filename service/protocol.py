@@ -75,8 +75,9 @@ class ProgressMessage:
 
 @dataclass(frozen=True, slots=True)
 class ResultMessage:
-    """The stage is done: its result is in `result.json`."""
+    """The stage is done: its result is in `result.json`. `peak_bytes`: most memory that it, or a process it started, had."""
 
+    peak_bytes: int
     kind: Literal["result"] = "result"
 
 

@@ -10,8 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from models import UploadRecord
+from service.access import CallerDep, check_bytes, check_held, hold
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
+from service.keys import Caller
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound, Problem, UnsupportedBody
 from service.receive import media_type, receive_body
@@ -75,22 +77,27 @@ def describe_uploads(response: Response, context: ContextDep) -> None:
 
 
 @tus.post("", status_code=status.HTTP_201_CREATED, operation_id="begin_upload")
-def begin_upload(response: Response, context: ContextDep, upload_length: Annotated[int | None, Header(ge=1)] = None) -> None:
+def begin_upload(
+    response: Response, caller: CallerDep, context: ContextDep, upload_length: Annotated[int | None, Header(ge=1)] = None
+) -> None:
     """Begin an upload of `Upload-Length` bytes. The answer's Location takes its pieces."""
     if upload_length is None:
         raise InvalidRequest("Upload-Length is missing: the size of the file in bytes. It must be known when the upload begins.")
     if upload_length > context.settings.max_upload_bytes:
         raise TooLarge(context.settings.max_upload_bytes)
+    check_bytes(context, caller, upload_length)
     with context.database.transaction() as session:
         session.add(record := UploadRecord(bytes=upload_length))
         session.flush()
+        hold(session, caller, "upload", record.id)
     response.headers["location"] = f"/v1/uploads/{record.id}"
 
 
 @tus.head("/{id}", operation_id="get_upload")
-def get_upload(id: str, response: Response, context: ContextDep) -> None:
+def get_upload(id: str, response: Response, caller: CallerDep, context: ContextDep) -> None:
     """How much of an upload is there: `Upload-Offset`."""
     with context.database.reading() as session:
+        check_held(session, caller, "upload", id)
         record = find_upload(session, id)
     response.headers["upload-offset"], response.headers["upload-length"] = str(offset_of(context, id)), str(record.bytes)
     response.headers["cache-control"] = "no-store"
@@ -103,27 +110,35 @@ def get_upload(id: str, response: Response, context: ContextDep) -> None:
     openapi_extra={"requestBody": {"required": True, "content": {PIECE: {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def continue_upload(
-    id: str, request: Request, response: Response, context: ContextDep, upload_offset: Annotated[int | None, Header(ge=0)] = None
+    id: str,
+    request: Request,
+    response: Response,
+    caller: CallerDep,
+    context: ContextDep,
+    upload_offset: Annotated[int | None, Header(ge=0)] = None,
 ) -> None:
     """Append a piece at `Upload-Offset`. What came of a piece that was cut is kept: HEAD says from where to go on."""
     if media_type(request) != PIECE:
         raise UnsupportedBody(f"the body is {media_type(request) or 'of no type'!r}. Send pieces as {PIECE}.")
     with context.uploads.holding(id):
-        record = await run_in_threadpool(_open, context, id, upload_offset)
+        record = await run_in_threadpool(_open, caller, context, id, upload_offset)
         with context.store.appending(id, record.bytes) as draft:
             await receive_body(request, draft)
     response.headers["upload-offset"] = str(await run_in_threadpool(offset_of, context, id))
 
 
 @tus.delete("/{id}", status_code=status.HTTP_204_NO_CONTENT, operation_id="delete_upload")
-def delete_upload(id: str, context: ContextDep) -> None:
+def delete_upload(id: str, caller: CallerDep, context: ContextDep) -> None:
     """Give an upload up. Its bytes are gone at once."""
+    with context.database.reading() as session:
+        check_held(session, caller, "upload", id)
     with context.uploads.holding(id):
         remove_upload(context, id)
 
 
-def _open(context: Context, id: str, offset: int | None) -> UploadRecord:
+def _open(caller: Caller, context: Context, id: str, offset: int | None) -> UploadRecord:
     with context.database.reading() as session:
+        check_held(session, caller, "upload", id)
         record = find_upload(session, id)
     if (there := offset_of(context, id)) != offset:
         raise UploadConflict(f"{there:,} bytes of the upload are there, and the piece begins at {offset}. Go on from there.", offset=there)

@@ -1,11 +1,11 @@
 """Runs the app in a process: uvicorn, ended in an order that lets open event streams go first."""
 
-import logging
 import socket
 
 import uvicorn
 from fastapi import FastAPI
 
+from service import logs
 from service.app import create_app
 from service.settings import Settings
 
@@ -17,7 +17,17 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self.app: FastAPI = create_app(settings)
-        super().__init__(uvicorn.Config(self.app, settings.host, settings.port, timeout_graceful_shutdown=SECONDS_TO_ANSWER, lifespan="on"))
+        super().__init__(
+            uvicorn.Config(
+                self.app,
+                settings.host,
+                settings.port,
+                timeout_graceful_shutdown=SECONDS_TO_ANSWER,
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+            )
+        )
 
     @property
     def address(self) -> str:
@@ -32,5 +42,5 @@ class Server(uvicorn.Server):
 
 def run(settings: Settings) -> None:
     """Serve until told to stop."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logs.set_up(settings.log_format)
     Server(settings).run()

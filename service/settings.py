@@ -6,6 +6,7 @@ from pydantic import AliasChoices, Field, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.limits import limits_for
+from service.logs import Format
 from service.sandbox import Confinement, Mode, find_sandbox
 
 
@@ -30,6 +31,8 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("sandbox", "MEMFIT_SANDBOX", "SANDBOX"),
         description="require: stages run in bubblewrap, or the service does not start; auto: in the best there is; off: in none.",
     )
+
+    log_format: Format = Field(default="text", description="text: lines for people; json: objects with the ids of request and job.")
 
     @property
     def url(self) -> str:

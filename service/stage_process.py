@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -107,12 +108,17 @@ class Cancellation:
                 self._process = None
 
 
+def _unobserved(stage: str, seconds: float, peak_bytes: int) -> None:
+    """What nobody counts."""
+
+
 @dataclass(frozen=True)
 class Stages:
     """The stages of `service.stages`, each in a process of its own.
 
     Attributes:
         folder: an empty folder to work in; whoever made it removes it.
+        observe: hears of every stage that is done its seconds and its most memory.
         confinement: by default only what the machine itself sets, for models of one's own.
         log: a file that gets what the processes print, tracebacks included.
     """
@@ -121,6 +127,7 @@ class Stages:
     log: Path
     cancellation: Cancellation
     confinement: Confinement = field(default_factory=unconfined)
+    observe: Callable[[str, float, int], None] = _unobserved
 
     def inspect(self, upload: Path, program: Path) -> ModelSummary:
         """What an uploaded model is. What may be opened of it is in `program`, in the folder, and only that is given to other stages."""
@@ -141,6 +148,7 @@ class Stages:
             Cancelled: the process was ended because nobody wants it any more.
         """
         self.cancellation.check()
+        begin = time.monotonic()
         limits, sandbox = self.confinement.limits, self.confinement.sandbox
         (self.folder / TASK_FILE).write_bytes(TASK.dump_json(Task(spec, limits, sandbox == "namespaces")))
         parent = FIRST if sandbox == "bubblewrap" else os.getpid()
@@ -160,8 +168,9 @@ class Stages:
                         progress(fraction, message)
                     case ProblemMessage(found):
                         problem = found
-                    case ResultMessage():
+                    case ResultMessage(peak_bytes):
                         done = True
+                        self.observe(spec.stage, time.monotonic() - begin, peak_bytes)
             _wait(process)
         self.cancellation.check()
         if problem is not None:

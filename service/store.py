@@ -4,7 +4,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
@@ -177,6 +178,18 @@ class Store:
         self.place(kind, file, digest)
         return digest
 
+    def remove(self, kind: Kind, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
+        """Remove files by their digest, if they were placed long enough ago; their bytes."""
+        return _remove((self.root / kind).glob(f"*/*{SUFFIXES[kind]}"), unwanted, older_than_seconds)
+
+    def remove_uploads(self, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
+        """Remove resumable uploads by their id, if nothing came to them for long enough; their bytes."""
+        return _remove(self._uploads.iterdir(), unwanted, older_than_seconds)
+
+    def stored_bytes(self) -> int:
+        """Bytes of all files that are kept."""
+        return sum(path.stat().st_size for kind in SUFFIXES for path in (self.root / kind).glob("*/*"))
+
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """An empty folder that is gone after the block."""
@@ -193,8 +206,18 @@ class Store:
         with full_disk_is_a_problem():
             place.parent.mkdir(parents=True, exist_ok=True)
             file.replace(place)
+            os.utime(place)  # its age says how long nothing has referred to it
             _sync_folder(place.parent)
         return place
+
+
+def _remove(paths: Iterable[Path], unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
+    freed, before = 0, time.time() - older_than_seconds
+    for path in paths:
+        if unwanted(path.stem) and (found := path.stat()).st_mtime <= before:
+            path.unlink()
+            freed += found.st_size
+    return freed
 
 
 def finished_digest(file: Path) -> str:

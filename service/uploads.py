@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from models import ModelRecord, SampleRecord
+from service.access import CallerDep, check_bytes, check_held, hold
 from service.body import Body
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
 from service.intake.npz import is_npz, npz_as_safetensors
+from service.keys import Caller
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound
 from service.receive import media_type, receive_body, receive_json, receive_parts
@@ -194,14 +196,16 @@ FILE_BODY = {
 
 
 @router.post("/models", status_code=status.HTTP_201_CREATED, tags=["models"], openapi_extra=FILE_BODY)
-async def upload_model(request: Request, response: Response, context: ContextDep) -> ModelAnswer:
+async def upload_model(request: Request, response: Response, caller: CallerDep, context: ContextDep) -> ModelAnswer:
     """Take in a model: a `.pt2` file as torch.export.save writes it, raw or as the part `file`. 200 if it was here before."""
-    async with _received(request, context, "models") as draft:
+    async with _received(request, caller, context, "models") as draft:
 
         def keep() -> tuple[ModelAnswer, bool]:
+            check_bytes(context, caller, draft.size)
             upload = examine_model(context, draft)
             with context.database.transaction() as session:
                 record, new = keep_model(context, session, upload)
+                hold(session, caller, "model", record.digest)
                 return _model_answer(record), new
 
         answer, new = await run_in_threadpool(keep)
@@ -211,21 +215,24 @@ async def upload_model(request: Request, response: Response, context: ContextDep
 
 
 @router.get("/models/{id}", tags=["models"])
-def get_model(id: DigestPath, context: ContextDep) -> ModelAnswer:
+def get_model(id: DigestPath, caller: CallerDep, context: ContextDep) -> ModelAnswer:
     """What a stored model takes, gives and holds."""
     with context.database.reading() as session:
+        check_held(session, caller, "model", id)
         return _model_answer(find_model(session, id))
 
 
 @router.post("/samples", status_code=status.HTTP_201_CREATED, tags=["samples"], openapi_extra=FILE_BODY)
-async def upload_sample(request: Request, response: Response, context: ContextDep) -> SampleAnswer:
+async def upload_sample(request: Request, response: Response, caller: CallerDep, context: ContextDep) -> SampleAnswer:
     """Take in a sample: safetensors or .npz, with inputs.0, … and targets, raw or as the part `file`. 200 if it was here before."""
-    async with _received(request, context, "samples") as draft:
+    async with _received(request, caller, context, "samples") as draft:
 
         def keep() -> tuple[SampleAnswer, bool]:
+            check_bytes(context, caller, draft.size)
             upload = examine_sample(context, draft)
             with context.database.transaction() as session:
                 record, new = keep_sample(context, session, upload)
+                hold(session, caller, "sample", record.digest)
                 return _sample_answer(record), new
 
         answer, new = await run_in_threadpool(keep)
@@ -235,9 +242,10 @@ async def upload_sample(request: Request, response: Response, context: ContextDe
 
 
 @router.get("/samples/{id}", tags=["samples"])
-def get_sample(id: DigestPath, context: ContextDep) -> SampleAnswer:
+def get_sample(id: DigestPath, caller: CallerDep, context: ContextDep) -> SampleAnswer:
     """The tensors of a stored sample."""
     with context.database.reading() as session:
+        check_held(session, caller, "sample", id)
         return _sample_answer(find_sample(session, id))
 
 
@@ -248,11 +256,11 @@ class UploadBody(Body):
 
 
 @asynccontextmanager
-async def _received(request: Request, context: Context, kind: Kind) -> AsyncIterator[Draft]:
+async def _received(request: Request, caller: Caller, context: Context, kind: Kind) -> AsyncIterator[Draft]:
     """The file of a request: its body, its part `file`, or the resumable upload it names. That one is gone if the block succeeds."""
     if media_type(request) == "application/json":
         id = UploadBody.read(await receive_json(request)).upload
-        with context.uploads.holding(id), await run_in_threadpool(_finished, context, id, kind) as draft:
+        with context.uploads.holding(id), await run_in_threadpool(_finished, caller, context, id, kind) as draft:
             yield draft
             await run_in_threadpool(remove_upload, context, id)
         return
@@ -264,8 +272,9 @@ async def _received(request: Request, context: Context, kind: Kind) -> AsyncIter
         yield draft
 
 
-def _finished(context: Context, id: str, kind: Kind) -> AbstractContextManager[Draft]:
+def _finished(caller: Caller, context: Context, id: str, kind: Kind) -> AbstractContextManager[Draft]:
     with context.database.reading() as session:
+        check_held(session, caller, "upload", id)
         record = find_upload(session, id)
     if (there := offset_of(context, id)) < record.bytes:
         raise UploadConflict(f"{there:,} of the upload's {record.bytes:,} bytes are there. Send the rest first.", offset=there)

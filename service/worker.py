@@ -3,12 +3,14 @@
 import logging
 import time
 from threading import Event, Lock, Thread
+from typing import Protocol
 
 from models import JobRecord
 from service import queue
 from service.database import Database
 from service.events import Hub
 from service.job_run import JobRun
+from service.logs import job_id
 from service.problems import INTERNAL, document_of
 from service.sandbox import Confinement
 from service.stage_process import Cancellation, Cancelled, Stages
@@ -19,11 +21,21 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_AFTER_MISHAP = 1.0
 
 
+class Observing(Protocol):
+    """Hears what stages took and how well plans were predicted (`service.metrics`)."""
+
+    def stage_done(self, stage: str, seconds: float, peak_bytes: int) -> None: ...
+
+    def plan_ready(self, predicted_bytes: int, measured_bytes: int) -> None: ...
+
+
 class Worker:
     """Claims jobs in their order and runs them, `threads` at a time. One worker owns the jobs of a database."""
 
-    def __init__(self, database: Database, store: Store, hub: Hub[JobRecord], confinement: Confinement, threads: int) -> None:
-        self._database, self._store, self._hub, self._confinement = database, store, hub, confinement
+    def __init__(
+        self, database: Database, store: Store, hub: Hub[JobRecord], confinement: Confinement, metrics: Observing, threads: int
+    ) -> None:
+        self._database, self._store, self._hub, self._confinement, self._metrics = database, store, hub, confinement, metrics
         self._threads = [Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(threads)]
         self._queued, self._lock = Event(), Lock()
         self._running: dict[str, Cancellation] = {}
@@ -35,6 +47,10 @@ class Worker:
             queue.put_back_interrupted(session)
         for thread in self._threads:
             thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
 
     def wake(self) -> None:
         """A job was queued."""
@@ -72,14 +88,15 @@ class Worker:
 
     def _run(self, job: JobRecord) -> None:
         cancellation = Cancellation()
+        job_id.set(job.id)
         with self._lock:
             self._running[job.id] = cancellation
             if self._stopping:
                 cancellation.cancel()
         try:
             with self._store.workspace() as folder:
-                stages = Stages(folder, self._store.log(job.id), cancellation, self._confinement)
-                JobRun(self._database, self._store, job, stages, self._publish).run()
+                stages = Stages(folder, self._store.log(job.id), cancellation, self._confinement, self._metrics.stage_done)
+                JobRun(self._database, self._store, job, stages, self._publish, self._metrics.plan_ready).run()
         except Cancelled:
             if self._stopping:
                 with self._database.transaction() as session:

@@ -8,12 +8,13 @@ from sqlalchemy.orm import Session
 from models import JobKind, JobRecord, PlanRecord, PlanState, ProfileRecord, ProfileState
 from planner.errors import InfeasibleBudget
 from planner.request import PlanRequest
-from planner.solver import solve
 from service import queue
+from service.access import Thing, check_bytes, check_held, check_jobs, hold
 from service.context import Context
 from service.documents import MODEL_SUMMARY, PLAN, PLAN_REQUEST, SAMPLE_SUMMARY
 from service.fit import check_trainable, settle
 from service.job_run import mark_infeasible, read_profile
+from service.keys import Caller
 from service.plans.requests import PlanBody
 from service.problems import InvalidRequest, NotFound
 from service.profiles import find_profile, give_to, needs_job, profile_for
@@ -42,7 +43,7 @@ def find_plan(session: Session, id: str) -> PlanRecord:
     return record
 
 
-def make_plan(context: Context, body: PlanBody, drafts: dict[str, Draft]) -> str:
+def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str, Draft]) -> str:
     """Check all that a plan is asked for with, keep it, and begin; the plan's id. Nothing is kept if anything is wrong.
 
     With a stored profile the choice is made here and now; a job patches and measures.
@@ -52,10 +53,13 @@ def make_plan(context: Context, body: PlanBody, drafts: dict[str, Draft]) -> str
         if drafts:
             raise InvalidRequest("a plan for a stored profile needs no files. Leave out the profile, or the parts model and sample.")
         with context.database.reading() as session:
+            check_held(session, caller, "profile", body.profile)
             profile = find_profile(session, body.profile)
             check_trainable(MODEL_SUMMARY.validate_json(find_model(session, profile.model_digest).summary_json), request)
     else:
-        model, sample = _given_model(context, body.model, drafts.get("model")), _given_sample(context, body.sample, drafts.get("sample"))
+        check_bytes(context, caller, sum(draft.size for draft in drafts.values()))
+        model = _given_model(caller, context, body.model, drafts.get("model"))
+        sample = _given_sample(caller, context, body.sample, drafts.get("sample"))
         settings = settle(model.summary, sample.summary, body.settings)
         check_trainable(model.summary, request)
         with context.database.transaction() as session:
@@ -64,11 +68,16 @@ def make_plan(context: Context, body: PlanBody, drafts: dict[str, Draft]) -> str
             if sample.upload is not None:
                 keep_sample(context, session, sample.upload)
             profile = profile_for(session, model.digest, sample.digest, settings)
+            kinds: tuple[tuple[Thing, str], ...] = (("model", model.digest), ("sample", sample.digest), ("profile", profile.id))
+            for kind, id in kinds:
+                hold(session, caller, kind, id)
+    with context.database.reading() as session:
+        check_jobs(session, caller)
     if profile.state == ProfileState.READY:
-        return _solve_now(context, profile, request)
+        return _solve_now(caller, context, profile, request)
     with context.database.transaction() as session:
-        plan = _add(session, profile, request)
-        job = _begin(session, plan)
+        plan = _add(session, caller, profile, request)
+        job = _begin(session, caller, plan)
         owned = find_profile(session, profile.id)
         if needs_job(session, owned):
             give_to(owned, job)
@@ -76,25 +85,27 @@ def make_plan(context: Context, body: PlanBody, drafts: dict[str, Draft]) -> str
     return plan.id
 
 
-def _solve_now(context: Context, profile: ProfileRecord, request: PlanRequest) -> str:
+def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, request: PlanRequest) -> str:
+    from planner.solver import solve  # as in service.pipeline
+
     measured = read_profile(context.store, profile)
     assert measured is not None, "a profile that is ready has its content"
     try:
         solved = solve(measured, request)
     except InfeasibleBudget as error:
         with context.database.transaction() as session:
-            plan = _add(session, profile, request)
+            plan = _add(session, caller, profile, request)
             mark_infeasible(plan, error)
         return plan.id
     with context.database.transaction() as session:
-        plan = _add(session, profile, request)
+        plan = _add(session, caller, profile, request)
         plan.plan_json, plan.budget_bytes = PLAN.dump_json(solved).decode(), solved.budget_bytes
-        _begin(session, plan)
+        _begin(session, caller, plan)
     context.worker.wake()
     return plan.id
 
 
-def _add(session: Session, profile: ProfileRecord, request: PlanRequest) -> PlanRecord:
+def _add(session: Session, caller: Caller, profile: ProfileRecord, request: PlanRequest) -> PlanRecord:
     plan = PlanRecord(
         profile_id=profile.id,
         state=PlanState.QUEUED,
@@ -103,32 +114,36 @@ def _add(session: Session, profile: ProfileRecord, request: PlanRequest) -> Plan
     )
     session.add(plan)
     session.flush()
+    hold(session, caller, "plan", plan.id)
     return plan
 
 
-def _begin(session: Session, plan: PlanRecord) -> JobRecord:
+def _begin(session: Session, caller: Caller, plan: PlanRecord) -> JobRecord:
     job = queue.add(session, JobKind.PLAN, plan.id)
     plan.job_id = job.id
+    hold(session, caller, "job", job.id)
     return job
 
 
-def _given_model(context: Context, id: str | None, draft: Draft | None) -> _Given[ModelSummary]:
+def _given_model(caller: Caller, context: Context, id: str | None, draft: Draft | None) -> _Given[ModelSummary]:
     if draft is not None and id is None:
         upload = examine_model(context, draft)
         return _Given(draft.digest, upload.summary, upload)
     if id is None or draft is not None:
         raise _not_one("model")
     with context.database.reading() as session:
+        check_held(session, caller, "model", id)
         return _Given(id, MODEL_SUMMARY.validate_json(find_model(session, id).summary_json), None)
 
 
-def _given_sample(context: Context, id: str | None, draft: Draft | None) -> _Given[SampleSummary]:
+def _given_sample(caller: Caller, context: Context, id: str | None, draft: Draft | None) -> _Given[SampleSummary]:
     if draft is not None and id is None:
         upload = examine_sample(context, draft)
         return _Given(draft.digest, upload.summary, upload)
     if id is None or draft is not None:
         raise _not_one("sample")
     with context.database.reading() as session:
+        check_held(session, caller, "sample", id)
         return _Given(id, SAMPLE_SUMMARY.validate_json(find_sample(session, id).summary_json), None)
 
 

@@ -3,6 +3,7 @@
 from typing import Literal, Self
 
 from pydantic import (
+    ConfigDict,
     Field,
     PositiveInt,
     StrictFloat,
@@ -53,6 +54,10 @@ class SettingsBody(Body):
 class PlanBody(SettingsBody):
     """A plan to make: for a stored profile, or for a model and a sample, each stored or sent along."""
 
+    model_config = ConfigDict(
+        json_schema_extra=lambda schema: schema.update(anyOf=[{"required": [name]} for name in ("budget", "device")], required=[])
+    )
+
     budget: StrictInt | StrictFloat | StrictStr = Field(
         description="Most bytes of the footprint at any moment: a number, one with a unit, or a share of the plain step's peak.",
         examples=["64 MiB", 67108864, "40%"],
@@ -63,6 +68,9 @@ class PlanBody(SettingsBody):
         ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]
     )
     own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
+    device: str | None = Field(
+        None, description="A device, instead of a budget: its memory less what its system takes.", examples=["raspberry-pi-4b-2gb"]
+    )
     profile: str | None = Field(None, description="A stored profile's id, instead of model, sample and settings.")
     model: str | None = Field(None, description="A stored model's id.", examples=[DIGEST_EXAMPLE])
     sample: str | None = Field(None, description="A stored sample's id.", examples=[DIGEST_EXAMPLE])

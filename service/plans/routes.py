@@ -8,8 +8,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from sqlalchemy import select
 
-from models import PlanRecord, PlanState
+from models import HoldingRecord, PlanRecord, PlanState
+from service.access import CallerDep, check_held
 from service.context import ContextDep
+from service.devices import with_budget
 from service.documents import CERTIFICATE, PLAN, PROBLEM
 from service.download import file_answer
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
@@ -56,7 +58,7 @@ class CheckpointNotReady(Problem):
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED, openapi_extra=PLAN_BODY)
-async def request_plan(request: Request, response: Response, context: ContextDep) -> PlanAnswer:
+async def request_plan(request: Request, response: Response, caller: CallerDep, context: ContextDep) -> PlanAnswer:
     """Ask for a plan: JSON naming a stored profile, or a stored model and sample; or multipart with the parts request, model and sample.
 
     What is measured already is used. Then the answer has the choices; patching and measuring go on in the plan's job.
@@ -77,16 +79,23 @@ async def request_plan(request: Request, response: Response, context: ContextDep
             drafts = {name: draft for name, draft in (("model", model), ("sample", sample)) if name in seen}
         else:
             content = await receive_json(request)
-        id = await run_in_threadpool(make_plan, context, PlanBody.read(content), drafts)
+        content = await run_in_threadpool(with_budget, context, caller, content)
+        id = await run_in_threadpool(make_plan, caller, context, PlanBody.read(content), drafts)
     response.headers["location"] = f"/v1/plans/{id}"
-    return await run_in_threadpool(get_plan, id, context)
+    return await run_in_threadpool(get_plan, id, caller, context)
 
 
 @router.get("")
-def list_plans(context: ContextDep, limit: Annotated[int, Query(ge=1, le=1000, description="Most plans to list.")] = 50) -> PlanList:
+def list_plans(
+    caller: CallerDep, context: ContextDep, limit: Annotated[int, Query(ge=1, le=1000, description="Most plans to list.")] = 50
+) -> PlanList:
     """Plans, newest first."""
     with context.database.reading() as session:
-        records = session.scalars(select(PlanRecord).order_by(PlanRecord.created_at.desc(), PlanRecord.id).limit(limit))
+        plans = select(PlanRecord)
+        if not caller.sees_all:
+            held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == "plan")
+            plans = plans.where(PlanRecord.id.in_(held))
+        records = session.scalars(plans.order_by(PlanRecord.created_at.desc(), PlanRecord.id).limit(limit))
         return PlanList(
             plans=tuple(
                 PlanSummary(id=r.id, state=PlanState(r.state), profile=r.profile_id, budget_bytes=r.budget_bytes, created_at=r.created_at)
@@ -96,9 +105,10 @@ def list_plans(context: ContextDep, limit: Annotated[int, Query(ge=1, le=1000, d
 
 
 @router.get("/{id}")
-def get_plan(id: str, context: ContextDep) -> PlanAnswer:
+def get_plan(id: str, caller: CallerDep, context: ContextDep) -> PlanAnswer:
     """A plan, as far as it has come."""
     with context.database.reading() as session:
+        check_held(session, caller, "plan", id)
         plan = find_plan(session, id)
         profile = find_profile(session, plan.profile_id)
     content: dict[str, Any] = plan_content(
@@ -121,9 +131,10 @@ def get_plan(id: str, context: ContextDep) -> PlanAnswer:
 
 @router.head("/{id}/checkpoint", response_class=FileResponse, operation_id="describe_checkpoint")
 @router.get("/{id}/checkpoint", response_class=FileResponse, operation_id="get_checkpoint")
-def get_checkpoint(id: str, request: Request, context: ContextDep) -> Response:
+def get_checkpoint(id: str, request: Request, caller: CallerDep, context: ContextDep) -> Response:
     """The patched checkpoint, for memfit.load. Its ETag and Repr-Digest are of its bytes; a broken download may go on with Range."""
     with context.database.reading() as session:
+        check_held(session, caller, "plan", id)
         plan = find_plan(session, id)
     if plan.checkpoint_digest is None:
         raise CheckpointNotReady(plan)

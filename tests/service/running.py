@@ -77,6 +77,7 @@ def serving(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Clien
         try:
             assert process.stderr is not None
             address = next(match[0] for line in process.stderr if (match := re.search(r"http://[\d.]+:\d+", line)))
+            Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would make the server wait
             with httpx.Client(base_url=address, timeout=60) as client:
                 yield process, client
         finally:

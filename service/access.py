@@ -1,0 +1,99 @@
+"""Who may do what: every call has a caller, who sees their own things, within their limits."""
+
+from typing import Annotated, Literal
+
+from fastapi import Depends, Header, Request
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from models import HoldingRecord, JobRecord, JobState, ModelRecord, SampleRecord, UploadRecord
+from service.context import Context, ContextDep
+from service.keys import Caller, caller_of
+from service.problems import NotFound
+from service.rates import TooMany
+
+Thing = Literal["model", "sample", "profile", "plan", "job", "upload", "device"]
+READS = {"GET", "HEAD", "OPTIONS"}
+
+
+def authenticate(
+    request: Request, context: ContextDep, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Caller:
+    """The caller of a request, whose key has the scope for it."""
+    with context.database.reading() as session:
+        caller = caller_of(session, authorization)
+    if caller.key is not None and caller.key.requests_per_minute is not None:
+        context.rates.take(caller.key.id, caller.key.requests_per_minute)
+    caller.check_scope("read" if request.method in READS else "write")
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(authenticate)]
+
+
+def hold(session: Session, caller: Caller, kind: Thing, id: str) -> None:
+    """From now on the thing is the caller's too."""
+    if caller.key is not None and session.get(HoldingRecord, (caller.key.id, kind, id)) is None:
+        session.add(HoldingRecord(key_id=caller.key.id, kind=kind, subject_id=id))
+        session.flush()
+
+
+def check_held(session: Session, caller: Caller, kind: Thing, id: str) -> None:
+    """
+    Raises:
+        NotFound: the thing is not the caller's. Whether it is another's is not told.
+    """
+    if not caller.sees_all and session.get(HoldingRecord, (caller.key_id, kind, id)) is None:
+        raise NotFound(kind, id, "Ids come with the answers that made them, and are for the key that asked.")
+
+
+def let_go(session: Session, caller: Caller, kind: Thing, id: str) -> bool:
+    """The thing is not the caller's any more; whether it is nobody's now."""
+    ours = (HoldingRecord.kind == kind) & (HoldingRecord.subject_id == id)
+    if caller.sees_all:
+        session.execute(delete(HoldingRecord).where(ours))
+        return True
+    session.execute(delete(HoldingRecord).where(ours, HoldingRecord.key_id == caller.key_id))
+    return session.scalar(select(func.count()).select_from(HoldingRecord).where(ours)) == 0
+
+
+def check_jobs(session: Session, caller: Caller) -> None:
+    """
+    Raises:
+        TooMany: the caller has as many jobs waiting or running as they may.
+    """
+    most = caller.key.active_jobs if caller.key is not None else None
+    if most is not None and active_jobs(session, caller) >= most:
+        raise TooMany("active_jobs", most, "Wait for one to end, or cancel one.", 30)
+
+
+def check_bytes(context: Context, caller: Caller, more: int) -> None:
+    """
+    Raises:
+        TooMany: with `more`, the caller has more bytes than they may.
+    """
+    most = caller.key.stored_bytes if caller.key is not None else None
+    if most is not None:
+        with context.database.reading() as session:
+            if stored_bytes(session, caller) + more > most:
+                raise TooMany("stored_bytes", most, "Delete models or samples that you no longer need.", 3600)
+
+
+def active_jobs(session: Session, caller: Caller) -> int:
+    held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == "job")
+    count = select(func.count()).select_from(JobRecord).where(JobRecord.state.in_((JobState.QUEUED, JobState.RUNNING)))
+    return session.scalar(count.where(JobRecord.id.in_(held)) if caller.key is not None else count) or 0
+
+
+def stored_bytes(session: Session, caller: Caller) -> int:
+    """Bytes of what the caller holds, as they were sent: models, samples, and uploads that are not taken in yet."""
+    total = 0
+    for record, id, kind in (
+        (ModelRecord, ModelRecord.digest, "model"),
+        (SampleRecord, SampleRecord.digest, "sample"),
+        (UploadRecord, UploadRecord.id, "upload"),
+    ):
+        held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == kind)
+        query = select(func.coalesce(func.sum(record.bytes), 0))
+        total += session.scalar(query.where(id.in_(held)) if caller.key is not None else query) or 0
+    return total

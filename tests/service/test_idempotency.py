@@ -1,0 +1,53 @@
+"""A request that is sent again with its Idempotency-Key is done once, and answered the same."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.service.running import Running, problem
+
+TUS = {"tus-resumable": "1.0.0", "upload-length": "5"}
+
+
+def test_the_second_time_the_first_answer_comes_again(service: Running) -> None:
+    key = {"idempotency-key": "first"}
+    first = service.client.post("/v1/uploads", headers=TUS | key)
+    again = service.client.post("/v1/uploads", headers=TUS | key)
+    other = service.client.post("/v1/uploads", headers=TUS | {"idempotency-key": "other"})
+    assert (first.status_code, again.status_code, other.status_code) == (201, 201, 201)
+    assert again.headers["location"] == first.headers["location"] != other.headers["location"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+
+
+def test_an_answer_with_a_body_comes_again_whatever_the_boundary(service: Running, sample_file: Path) -> None:
+    def post() -> tuple[int, str, bytes]:
+        answer = service.client.post("/v1/samples", files={"file": sample_file.read_bytes()}, headers={"idempotency-key": "sample"})
+        return answer.status_code, answer.headers["location"], answer.content
+
+    assert post() == post()
+    assert post()[0] == 201, "by itself it would be 200 the second time"
+
+
+def test_a_refusal_comes_again_too(service: Running) -> None:
+    for _ in range(2):
+        answer = service.client.post("/v1/plans", json={"budget": "12 parsecs"}, headers={"idempotency-key": "refused"})
+        problem(answer, 422, "bad-budget")
+
+
+def test_another_request_with_the_same_key_is_refused(service: Running) -> None:
+    key = {"idempotency-key": "reused"}
+    service.client.post("/v1/plans", json={"budget": "12 parsecs"}, headers=key)
+    problem(service.client.post("/v1/plans", json={"budget": "13 parsecs"}, headers=key), 422, "idempotency-key-reused")
+    problem(service.client.post("/v1/models", json={"budget": "12 parsecs"}, headers=key), 422, "idempotency-key-reused")
+    problem(service.client.post("/v1/uploads", headers=TUS | {"idempotency-key": "x" * 300}), 422, "invalid-request")
+
+
+def test_many_at_once_make_one(service: Running) -> None:
+    def post(_: int) -> tuple[int, str | None]:
+        answer = service.client.post("/v1/uploads", headers=TUS | {"idempotency-key": "many"})
+        return answer.status_code, answer.headers.get("location")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(post, range(24)))
+    assert {status for status, _ in answers} <= {201, 409}
+    assert len({location for status, location in answers if status == 201}) == 1
