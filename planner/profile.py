@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Setting = bool | int | float | str | tuple[float, ...] | tuple[int, ...] | tuple[str, ...]
+Setting = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Phase = Literal["sliced", "compress", "forward", "backward", "update"]
 
 
