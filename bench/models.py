@@ -66,7 +66,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         output = self.network(input_ids=input_ids, labels=input_ids, use_cache=False)
-        return {"loss": output.loss}
+        return {"loss": output.loss, "logits": output.logits}
 
 
 class UNet(nn.Module):
