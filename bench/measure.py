@@ -48,14 +48,23 @@ class Measurement:
 
 def measure(model: str, sample: Path, checkpoint: Path | None = None) -> Measurement:
     """Measure in two fresh processes: the profiler's own records would count as growth of the process."""
+    process = _in_process("process", model, sample, checkpoint)
+    peak_bytes = allocator_peak_bytes(model, sample, checkpoint)
+    return Measurement(peak_bytes, int(process["process_growth_bytes"]), process["step_seconds"])
+
+
+def allocator_peak_bytes(model: str, sample: Path, checkpoint: Path | None = None) -> int:
+    """Static bytes and the highest sum of allocations of a step, in a fresh process."""
+    return int(_in_process("allocator", model, sample, checkpoint)["allocator_peak_bytes"])
+
+
+def _in_process(what: str, model: str, sample: Path, checkpoint: Path | None) -> dict[str, float]:
     files = [str(sample)] if checkpoint is None else [str(sample), str(checkpoint)]
-    results: dict[str, float] = {}
-    for what in ("allocator", "process"):
-        output = subprocess.check_output(
-            [sys.executable, "-m", "bench.measure", what, model, *files], env=os.environ | {"KINETO_LOG_LEVEL": "99"}
-        )
-        results |= json.loads(output)
-    return Measurement(int(results["allocator_peak_bytes"]), int(results["process_growth_bytes"]), results["step_seconds"])
+    output = subprocess.check_output(
+        [sys.executable, "-m", "bench.measure", what, model, *files], env=os.environ | {"KINETO_LOG_LEVEL": "99"}
+    )
+    results: dict[str, float] = json.loads(output)
+    return results
 
 
 @dataclass(frozen=True, slots=True)

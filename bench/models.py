@@ -15,6 +15,8 @@ from torch.nn import functional
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     PreTrainedModel,
@@ -28,6 +30,7 @@ SEED = 0
 CLASSES = 1000
 IMAGE_SIDE = 224
 TOKENS = 64
+VOCABULARY = 30522
 
 
 class ImageClassifier(nn.Module):
@@ -54,26 +57,77 @@ class TextClassifier(nn.Module):
         return {"loss": output.loss, "logits": output.logits}
 
 
-def images(batch: int) -> dict[str, Tensor]:
+class LanguageModel(nn.Module):
+    """Token numbers (batch, 64) to the loss of predicting each next one."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        output = self.network(input_ids=input_ids, labels=input_ids, use_cache=False)
+        return {"loss": output.loss}
+
+
+class UNet(nn.Module):
+    """Images (batch, 3, side, side) to one of eight classes a pixel: three halvings with skips, 16 channels at the top."""
+
+    def __init__(self, width: int = 16, classes: int = 8) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(4)]
+        self.down = nn.ModuleList(self.block(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.up = nn.ModuleList(self.block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    @staticmethod
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        convolutions = (nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False))
+        first, second = convolutions
+        return nn.Sequential(first, nn.BatchNorm2d(outputs), nn.ReLU(), second, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            x = block(functional.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([skip, functional.interpolate(x, scale_factor=2.0, mode="nearest")], 1))
+        result: Tensor = self.head(x)
+        return result
+
+
+def images(batch: int, side: int = IMAGE_SIDE) -> dict[str, Tensor]:
     """Smooth random textures: energy falls with frequency, as in photographs; white noise would have no spectrum to speak of."""
-    sides = (4, 8, 16, 32, 64, 224)
-    layers = [functional.interpolate(torch.randn(batch, 3, side, side), size=IMAGE_SIDE, mode="bilinear") / side**0.5 for side in sides]
+    grains = (4, 8, 16, 32, 64, side)
+    layers = [functional.interpolate(torch.randn(batch, 3, grain, grain), size=side, mode="bilinear") / grain**0.5 for grain in grains]
     texture = torch.stack(layers).sum(0)
     return {"inputs.0": texture / texture.std(), "targets": torch.randint(CLASSES, (batch,))}
 
 
-def texts(batch: int) -> dict[str, Tensor]:
-    """Random token numbers, the frequent ones more often, with random labels."""
+def scenes(batch: int) -> dict[str, Tensor]:
+    """Textures of 96×96 with a class a pixel, by brightness."""
+    pictures = images(batch, 96)["inputs.0"]
+    return {"inputs.0": pictures, "targets": ((pictures.mean(1) * 2 + 4).clamp(0, 7)).long()}
+
+
+def tokens(batch: int) -> Tensor:
+    """Random token numbers, the frequent ones more often."""
     frequency = 1 / torch.arange(1, BERT.vocab_size + 1)
-    tokens = torch.multinomial(frequency.expand(batch, -1), TOKENS, replacement=True)
-    return {"inputs.input_ids": tokens, "inputs.labels": torch.randint(2, (batch,))}
+    return torch.multinomial(frequency.expand(batch, -1), TOKENS, replacement=True)
+
+
+def texts(batch: int) -> dict[str, Tensor]:
+    """Tokens with random labels."""
+    return {"inputs.input_ids": tokens(batch), "inputs.labels": torch.randint(2, (batch,))}
 
 
 # As most people train it: transformers would pad every convolution as TensorFlow does, in an operation of its own.
 MOBILENET_V2 = MobileNetV2Config(num_labels=CLASSES, tf_padding=False)
 RESNET_18 = ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], num_labels=CLASSES)
+RESNET_50 = ResNetConfig(num_labels=CLASSES)
+GPT = GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, n_positions=TOKENS, n_embd=192, n_layer=6, n_head=6)
 VIT_TINY = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=CLASSES)
-BERT = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, num_labels=2)
+BERT = BertConfig(vocab_size=VOCABULARY, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, num_labels=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +151,11 @@ CASES = {
     "mobilenet_v2": Case(lambda: ImageClassifier(MobileNetV2ForImageClassification(MOBILENET_V2)), images),
     "resnet_18": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_18)), images),
     "vit_tiny": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_TINY)), images),
+    "resnet_50": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_50)), images),
+    "unet": Case(UNet, scenes),
+    "gpt": Case(
+        lambda: LanguageModel(GPT2LMHeadModel(GPT)), lambda batch: {"inputs.input_ids": tokens(batch)}, batch=16, loss="output:loss"
+    ),
     "bert_4": Case(lambda: TextClassifier(BertForSequenceClassification(BERT)), texts, batch=16, loss="output:loss"),
 }
 

@@ -5,10 +5,10 @@ step = memfit.TrainingStep(model, lr=0.05)   # the plan's optimizer and loss
 loss = step(inputs, targets)                 # one training step inside the budget
 """
 
-from memfit.checkpoint import load, save
+from memfit.checkpoint import PlannedModule, load, save
 from memfit.process_memory import return_freed_memory
 from memfit.recipe import Recipe
 from memfit.training_step import TrainingStep
 
-__all__ = ["Recipe", "TrainingStep", "load", "return_freed_memory", "save"]
+__all__ = ["PlannedModule", "Recipe", "TrainingStep", "load", "return_freed_memory", "save"]
 __version__ = "0.1.0"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LOSSES = ("cross_entropy", "mse")
+IGNORED = -100  # a class index that cross entropy leaves out
 
 
 def loss_of(name: str, outputs: Any, targets: Tensor | None) -> Tensor:
@@ -39,6 +40,15 @@ def loss_of(name: str, outputs: Any, targets: Tensor | None) -> Tensor:
     elif predicted.shape[:1] + predicted.shape[2:] != targets.shape and predicted.shape != targets.shape:
         raise ValueError(f"cross_entropy of logits {tuple(predicted.shape)} does not take targets {tuple(targets.shape)}")
     return torch.nn.functional.cross_entropy(predicted, targets)
+
+
+def counted(name: str, targets: Tensor | None, samples: int) -> int:
+    """What the mean of a loss runs over in a batch: class indices that are not ignored, elements, or else samples."""
+    if targets is None or name.startswith("output:"):
+        return samples
+    if name == "cross_entropy" and not targets.is_floating_point():
+        return int((targets != IGNORED).sum())
+    return targets.numel()
 
 
 def _named(outputs: Any, name: str) -> Tensor:

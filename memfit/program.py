@@ -69,10 +69,19 @@ def call_with(module: GraphModule, inputs: Tensor | tuple[Tensor, ...] | dict[st
     Raises:
         KeyError: a named input is missing.
     """
-    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
-    flat = [inputs[name] for name in names] if isinstance(inputs, dict) else list(inputs) if isinstance(inputs, tuple) else [inputs]
-    args, kwargs = pytree.tree_unflatten(flat, module.graph._codegen.pytree_info.in_spec)  # type: ignore[attr-defined]
+    args, kwargs = pytree.tree_unflatten(in_order(module, inputs), module.graph._codegen.pytree_info.in_spec)  # type: ignore[attr-defined]
     return module(*args, **kwargs)
+
+
+def in_order(module: GraphModule, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> list[Tensor]:
+    """The inputs as the graph takes them, one after the other.
+
+    Raises:
+        KeyError: a named input is missing.
+    """
+    if isinstance(inputs, dict):
+        return [inputs[node.name] for node in module.graph.nodes if node.op == "placeholder"]
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 class Attention(nn.Module):

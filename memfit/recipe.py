@@ -6,7 +6,8 @@ from typing import Any
 
 from memfit.program import BatchNormMode
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
+RECOMPUTE = "recompute"  # the technique whose settings are `sources`, operations that the value is worked out from again
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class Recipe:
         masks: operations that hold one bit an element instead of what they hold by themselves.
         forms: activations held compressed. An operation in no form holds its input whole, if its weight trains.
         optimizer: name (`sgd`, `adam`, `adamw`) and settings, of the planned step.
+        micro_batch: samples that go through the model at a time; None: a batch is never divided.
+        early_updates: the step updates each parameter as soon as its gradient is complete, which then goes.
+        split, slice: the operation up to which only so many samples go at a time; None: the model is not divided.
     """
 
     graph: str
@@ -38,6 +42,10 @@ class Recipe:
     trained: tuple[str, ...]
     masks: tuple[str, ...]
     forms: tuple[HeldForm, ...]
+    micro_batch: int | None = None
+    early_updates: bool = False
+    split: str | None = None
+    slice: int = 0
 
     def to_json(self) -> str:
         return json.dumps({"version": RECIPE_VERSION, **asdict(self)})

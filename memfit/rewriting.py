@@ -5,28 +5,37 @@ first of its holders makes a form, and all of them share it.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from memfit.chains import HoldSources, chain_of
 from memfit.forms import form_from_settings
 from memfit.operators.conv import convolution
 from memfit.operators.held import Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
+from memfit.operators.pooling import average_pool, max_pool
 from memfit.program import arguments, fingerprint, per_axis
-from memfit.recipe import Recipe
+from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
 aten = torch.ops.aten
 
+HELD = "memfit_held_"
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 RELUS = {aten.relu.default: False, aten.relu_.default: True}
 HARDTANHS = {aten.hardtanh.default: False, aten.hardtanh_.default: True, aten.relu6.default: False, aten.relu6_.default: True}
 LEAKY_RELUS = {aten.leaky_relu.default: False, aten.leaky_relu_.default: True}
 MASKABLE: dict[Any, bool] = {**RELUS, **HARDTANHS, **LEAKY_RELUS}
+
+
+def makes_held(node: Node) -> bool:
+    """Whether a node of a rewritten graph makes what later operations hold."""
+    return node.op == "call_module" and str(node.target).startswith(HELD)
 
 
 def holds_its_input(module: GraphModule, node: Node) -> bool:
@@ -39,9 +48,11 @@ def holds_its_input(module: GraphModule, node: Node) -> bool:
 
 
 def may_hold_bits(module: GraphModule, node: Node) -> bool:
-    """Whether the operation can do with one bit an element."""
+    """Whether the operation can do with one bit an element, or max pooling with a byte a window."""
     if node.target in LEAKY_RELUS:
         return float(arguments(node)["negative_slope"]) > 0
+    if _is_pooling_of_batches(node) and node.target is aten.max_pool2d.default:
+        return prod(_window(node)[0]) <= 256
     return node.target in MASKABLE or (node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Dropout)
 
 
@@ -56,16 +67,19 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     nodes = {node.name: node for node in module.graph.nodes}
     masks = set(recipe.masks)
     held_by: dict[str, Node] = {}
-    for form_plan in recipe.forms:
-        form = form_from_settings(form_plan.technique, form_plan.settings)
+    holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
+    for form_plan, hold, tensors in holds:
         first = next(node for node in module.graph.nodes if node.name in form_plan.holders)
         with module.graph.inserting_before(first):
-            module.add_module(f"memfit_held_{form_plan.value}_{first.name}", Hold(form))
-            held = module.graph.call_module(f"memfit_held_{form_plan.value}_{first.name}", (nodes[form_plan.value],))
+            module.add_module(f"{HELD}{form_plan.value}_{first.name}", hold)
+            held = module.graph.call_module(f"{HELD}{form_plan.value}_{first.name}", tensors)
         held_by |= dict.fromkeys(form_plan.holders, held)
     for node in list(nodes.values()):
         if holds_its_input(module, node):
             _use_own(node, held_by.pop(node.name, None))
+        elif _is_pooling_of_batches(node):
+            _use_pooling(node, small=node.name in masks)
+            masks.discard(node.name)
         elif node.name in masks:
             if not may_hold_bits(module, node):
                 raise ValueError(f"the plan holds bits for {node.name}, which needs more")
@@ -79,6 +93,15 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> tuple[nn.Module, tuple[Node, ...]]:
+    """What holds an activation for its holders, and the nodes whose outputs it takes."""
+    value = nodes[form_plan.value]
+    if form_plan.technique != RECOMPUTE:
+        return Hold(form_from_settings(form_plan.technique, form_plan.settings)), (value,)
+    chain, tensors = chain_of(value, [nodes[name] for name in form_plan.settings["sources"]])
+    return HoldSources(chain), tuple(tensors)
 
 
 def _is_frozen_batch_norm(node: Node) -> bool:
@@ -96,6 +119,35 @@ def _use_own(node: Node, held: Node | None) -> None:
     else:
         tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
         _call(node, frozen_batch_norm, (*tensors, values["eps"], held))
+
+
+def _is_pooling_of_batches(node: Node) -> bool:
+    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
+        return False
+    x = node.args[0]
+    value = x.meta.get("val") if isinstance(x, Node) else None
+    return value is not None and value.dim() == 4
+
+
+def _window(node: Node) -> tuple[tuple[int, int], ...]:
+    """Kernel, stride, padding and dilation of a pooling, a pair each."""
+    values = arguments(node)
+
+    def pair(name: str) -> tuple[int, int]:
+        given = values[name] if values[name] != [] else values["kernel_size"]  # without a stride of its own, a window is one step
+        rows, columns = per_axis(given, 2)
+        return rows, columns
+
+    return pair("kernel_size"), pair("stride"), pair("padding"), pair("dilation")
+
+
+def _use_pooling(node: Node, small: bool) -> None:
+    values = arguments(node)
+    if node.target is aten.max_pool2d.default:
+        _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"]), small))
+        return
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    _call(node, average_pool, (values["self"], *(values[name] for name in names)))
 
 
 def _use_mask(module: GraphModule, node: Node) -> None:

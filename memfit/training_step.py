@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from memfit.losses import loss_of
+from memfit.micro_batches import parts
 from memfit.process_memory import return_freed_memory
-from memfit.program import call_with
+from memfit.program import call_with, in_order
 from memfit.recipe import Recipe
+from memfit.splitting import RandomState, Split, joined, slices
 
 
 def make_optimizer(parameters: list[nn.Parameter], optimizer: dict[str, Any], lr: float) -> torch.optim.Optimizer:
@@ -24,13 +26,16 @@ def make_optimizer(parameters: list[nn.Parameter], optimizer: dict[str, Any], lr
     raise ValueError(f"optimizer {name!r} is not one of sgd, adam, adamw")
 
 
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
 class TrainingStep:
     """Runs training steps of a model from `memfit.load`.
 
     Making one lets the process return freed memory (`memfit.return_freed_memory`), or its peak would not be the step's.
 
     Args:
-        model: its plan names loss, optimizer and trained parameters.
+        model: its plan names loss, optimizer, trained parameters, and how a batch goes through.
         lr: learning rate.
 
     Attributes:
@@ -44,22 +49,91 @@ class TrainingStep:
         return_freed_memory()
         self.model = model
         self.loss = recipe.loss
-        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe.optimizer, lr)
+        self.micro_batch, self.slice = recipe.micro_batch, recipe.slice
+        self.split = Split(model, recipe.split) if recipe.split is not None else None
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self._trained, recipe.optimizer, lr)
+        self._complete = False  # whether the gradients that come now are those of the whole batch, and are to be applied
+        if recipe.early_updates:
+            for parameter in self._trained:
+                parameter.register_post_accumulate_grad_hook(self._early_update)
 
-    def __call__(self, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor], targets: Tensor | None = None) -> float:
+    def __call__(self, inputs: Inputs, targets: Tensor | None = None) -> float:
         """One step on one batch; the mean loss.
 
         Args:
             inputs: the model's input, a tuple of them, or a dict by name.
             targets: what the loss compares with; None if the model returns its own loss.
         """
-        loss = self._loss(inputs, targets)
+        loss = self._backward(inputs, targets, apply=True)
+        self._update()
+        return loss
+
+    def backward(self, inputs: Inputs, targets: Tensor | None = None) -> float:
+        """Add the gradient of one batch to the parameters' `grad`, and update nothing; the mean loss.
+
+        For who wants to look at gradients or change them. All of them live at the end: more than the plan counts with, where that
+        has early updates.
+        """
+        return self._backward(inputs, targets, apply=False)
+
+    def _backward(self, inputs: Inputs, targets: Tensor | None, apply: bool) -> float:
+        total = 0.0
+        waiting = list(parts(inputs, targets, self.loss, self.micro_batch))
+        for number, (some_inputs, some_targets, weight) in enumerate(waiting, start=1):
+            last = apply and number == len(waiting)
+            if self.split is None:
+                self._complete = last
+                loss = self._loss(self._outputs(some_inputs), some_targets, weight)
+                loss.backward()
+            else:
+                loss = self._divided(self.split, in_order(self.model, some_inputs), some_targets, weight, last)
+            total += float(loss.detach())
+        self._complete = False
+        return total
+
+    def _divided(self, split: Split, inputs: list[Tensor], targets: Tensor | None, weight: float, last: bool) -> Tensor:
+        """Gradients of one part: up to the split without autograd, after it at once, and up to the split again."""
+        some = slices(inputs, self.slice)
+        random = RandomState.now()
+        with torch.no_grad():
+            boundary = joined((self._run(split.ahead, tensors, sliced=True)[0] for tensors in some), inputs[0].shape[0])
+        boundary.requires_grad_(split.trains_before)
+        self._complete = last
+        loss = self._loss(split.outputs(self._run(split.after, (boundary, *inputs))), targets, weight)
         loss.backward()
-        value = loss.detach()
+        grad, loss = boundary.grad, loss.detach()  # the graph would hold the boundary
+        del boundary
+        if grad is not None:
+            with random.again():  # what was dropped the first time is dropped again
+                for number, (tensors, some_grad) in enumerate(zip(some, grad.split(self.slice), strict=True), start=1):
+                    self._complete = last and number == len(some)
+                    # The edge alone: the value itself is not needed any more.
+                    edge = torch.autograd.graph.get_gradient_edge(self._run(split.before, tensors)[0])
+                    torch.autograd.backward(edge, some_grad)
+        return loss
+
+    def _loss(self, outputs: Any, targets: Tensor | None, weight: float) -> Tensor:
+        loss = loss_of(self.loss, outputs, targets)
+        return loss if weight == 1 else loss * weight
+
+    def _outputs(self, inputs: Inputs) -> Any:
+        return call_with(self.model, inputs)
+
+    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], sliced: bool = False) -> Any:
+        return half(*tensors)
+
+    def _early_update(self, parameter: Tensor) -> None:
+        if not self._complete:
+            return
+        waiting = [(p, p.grad) for p in self._trained if p is not parameter and p.grad is not None]  # parts of theirs are to come
+        for other, _ in waiting:
+            other.grad = None
+        self.optimizer.step()
+        parameter.grad = None
+        for other, part in waiting:
+            other.grad = part
+
+    def _update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(value)
-
-    def _loss(self, inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor], targets: Tensor | None) -> Tensor:
-        # The outputs end with this frame: no activation outlives the loss but what the plan holds.
-        return loss_of(self.loss, call_with(self.model, inputs), targets)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 Decompose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 WORKSPACE_ELEMENTS = 1 << 18  # of partial Gram matrices held at once
+WORKSPACE_SHARE = 16  # and no more than the tensor has, by this
 
 
 def as_mode(x: Tensor, start: int, stop: int) -> Tensor:
@@ -26,8 +27,8 @@ def as_mode(x: Tensor, start: int, stop: int) -> Tensor:
 def gram(x_LNR: Tensor) -> Tensor:
     """Gram matrix of the middle axis. Shape (n, n), float32 (float64 for a float64 input).
 
-    Works through L in pieces: workspace is at most WORKSPACE_ELEMENTS of partial sums beyond the result, plus a float32 copy
-    of one piece for half-precision inputs, whose own products would lose all small directions.
+    Works through L in pieces: workspace beyond the result is at most WORKSPACE_ELEMENTS of partial sums, or a sixteenth of the
+    tensor, plus a float32 copy of one piece for half-precision inputs, whose own products would lose all small directions.
     """
     length, size, rest = x_LNR.shape
     dtype = torch.float64 if x_LNR.dtype == torch.float64 else torch.float32
@@ -35,7 +36,7 @@ def gram(x_LNR: Tensor) -> Tensor:
         rows = x_LNR.view(length, size).to(dtype)
         return rows.mT @ rows
     total = torch.zeros(size, size, dtype=dtype, device=x_LNR.device)
-    pieces = max(1, WORKSPACE_ELEMENTS // (size * size))
+    pieces = max(1, min(WORKSPACE_ELEMENTS, x_LNR.numel() // WORKSPACE_SHARE) // (size * size))
     for at in range(0, length, pieces):
         piece = x_LNR[at : at + pieces].to(dtype)
         if piece.shape[0] == 1:

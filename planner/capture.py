@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from memfit.program import BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
-from memfit.rewriting import holds_its_input, may_hold_bits, rewrite
+from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, rewrite
 from planner.errors import BadModel, UnsupportedOperation
-from planner.record import compress_range, forward_range
+from planner.record import compress_range, forward_range, sliced_range
 from planner.sample import ModelInput
 
 aten = torch.ops.aten
@@ -148,15 +148,17 @@ def source_of(node: Node) -> str | None:
 class NamedRun(Interpreter):
     """Runs a graph operation by operation, each in a named range, and shows its arguments and result to `observe`."""
 
-    def __init__(self, module: GraphModule, observe: Callable[[Node, tuple[Any, ...], Any], None] | None = None) -> None:
+    def __init__(
+        self, module: GraphModule, observe: Callable[[Node, tuple[Any, ...], Any], None] | None = None, sliced: bool = False
+    ) -> None:
         super().__init__(module, garbage_collect_values=True)
         self.observe = observe
+        self.range = sliced_range if sliced else forward_range
 
     def run_node(self, n: Node) -> Any:
         if n.op not in ("call_function", "call_module"):
             return super().run_node(n)
-        held_for = n.name.startswith("memfit_held_")
-        with compress_range(next(iter(n.users)).name) if held_for else forward_range(n.name):
+        with compress_range(next(iter(n.users)).name) if makes_held(n) else self.range(n.name):
             result = super().run_node(n)
         if self.observe is not None:
             self.observe(n, self.fetch_args_kwargs_from_env(n)[0], result)
@@ -190,12 +192,20 @@ def _check(node: Node, module: GraphModule) -> None:
     name = target._schema.name.split("::")[1]
     if name in RANDOM_OR_STATEFUL:
         raise _unsupported(node, "has its training behaviour fixed at export", "Replace it by torch operations without that state.")
-    written = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    changed = node.args[0] if written and node.args else None
+    changed = node.args[0] if changes_its_input(node, module) and node.args else None
     if isinstance(changed, Node) and changed.op in ("get_attr", "placeholder"):
         raise _unsupported(
             node, f"changes {changed.target!r}, which outlives the step", "Keep such state outside the model, or compute it anew."
         )
+
+
+def changes_its_input(node: Node, module: GraphModule) -> bool:
+    """Whether an operation writes into a tensor that it is given."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments)
+    return False
 
 
 def _unsupported(node: Node, reason: str, remedy: str) -> UnsupportedOperation:

@@ -26,7 +26,7 @@ from planner.errors import BadSample
 from planner.record import forward_range
 from planner.sample import Batch
 from planner.spectra import Spectra
-from planner.structure import LOSS
+from planner.structure import LOSS, bounds_of
 from planner.techniques import Candidate
 
 
@@ -81,7 +81,7 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
         nonlocal done
         if node.name in first_holder and isinstance(args[0], Tensor) and args[0].dim() >= 2:
             x = args[0]
-            spectra.setdefault(first_holder[node.name], Spectra.of_shape(tuple(x.shape), x.element_size())).add(x)
+            spectra.setdefault(first_holder[node.name], _nothing_known(node, x)).add(x)
             done += 1
             tell(done / total)
 
@@ -90,6 +90,13 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
         for batch in batches:
             run.run(*batch.inputs)
     return spectra
+
+
+def _nothing_known(holder: Node, x: Tensor) -> Spectra:
+    """Empty spectra of the value that an operation reads."""
+    feature = x.dim() - 1 if holder.target is linear.linear else 1
+    value = holder.args[0]
+    return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else ())
 
 
 def measure_energies(

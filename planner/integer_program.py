@@ -1,28 +1,49 @@
-"""The choice as a mixed-integer linear program for HiGHS.
+"""The choice, for one schedule, as a mixed-integer linear program for HiGHS.
 
 Variables are those of `planner.timeline`; what a parameter loses is a further one, at least its whole energy while it is
 frozen, and at least what the forms its gradient is worked out from lose of it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array, csr_array, hstack
 
+from planner.profile import Option
 from planner.request import PlanRequest
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
 
 TIME_PRICE = 1e-6  # of the energy, for one plain step of extra time: breaks ties, never buys fidelity worth measuring
-GAP = 1e-3  # relative, of the energy lost and the base
-GAP_BASE = 0.1  # added to every plan's loss, so that little loss is proved to 1e-4 of all energy and not to a thousandth of itself
+OPTION_PRICE = 1e-3  # of a plain step: between ways of the same time, the one with fewer options
+LOSS_GAP = 1e-3  # of all energy, to which a plan's loss is proved to be the least
+SECONDS_GAP = 1e-2  # of the step, the same for an exact plan's time
 TIME_LIMIT_SECONDS = 10.0
 PARTS = 1000  # rows count in parts of the budget, so that HiGHS's tolerance of 1e-6 is far below a byte
 NEIGHBOURS = 24  # moments on either side that a moment is compared with, to drop the rows of those always below another
 RETRIES = 3  # of a solution that is a few bytes over, for all that
 
 Values = NDArray[np.float64]
+Row = tuple[dict[int, float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What is to be least: of each variable.
+
+    Attributes:
+        gap: to which it is proved to be the least, of the costs and 1 beside them.
+        most: choices that cost more are not looked for.
+        seconds: for which HiGHS may search.
+    """
+
+    of: Values
+    gap: float
+    most: float = np.inf
+    seconds: float = TIME_LIMIT_SECONDS
 
 
 @dataclass
@@ -34,80 +55,131 @@ class IntegerProgram:
     trainable: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self.profile = self.timeline.profile
+        self.profile, self.step, self.at = self.timeline.profile, self.timeline.step, self.timeline.columns
         energies = {p.name: p.gradient_energy for p in self.profile.parameters if p.name in set(self.trainable)}
         total = sum(energies.values())
         self.share = {name: energy / total for name, energy in energies.items()}
-        self.base = self.timeline.gains.shape[2]
+        self.options: dict[int, Option] = {
+            column: self.step.activations[a].forms[f].options[o] for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options)
+        }
+        self.base = self.at.count
         self.loss_at = {name: self.base + n for n, name in enumerate(self.trainable)}
         self.columns = self.base + len(self.trainable)
-        self._rows: list[tuple[dict[int, float], float]] = []  # Σ coefficient · variable ≥ bound
-        self._flow()
-        self._cover()
-        self._lose()
-        self._rows.append(({self.timeline.parameter_at[name]: 1.0 for name in self.trainable}, 1.0))  # a plan trains something
-        self.rows = _sparse(self._rows, self.columns)
-        self.rows_least = np.array([least for _, least in self._rows])
-        self.bytes = np.pad(self.timeline.gains.sum(0), ((0, 0), (0, len(self.trainable)))).astype(np.float64)
-        self.constant = self.timeline.constant.sum(0)
-        self.upper = self._upper()
-        self.undominated = self._undominated()
-        self.integral = np.zeros(self.columns, dtype=np.int64)
-        self.integral[: self.timeline.gradients_at] = 1
-        self.integral[self.timeline.options_at : self.base] = 1
 
-    def _flow(self) -> None:
+    @cached_property
+    def constant(self) -> NDArray[np.int64]:
+        """Bytes of each moment whatever is chosen."""
+        return self.timeline.matrix()[0]
+
+    @cached_property
+    def bytes(self) -> Values:
+        """Bytes of each moment for each variable."""
+        return np.pad(self.timeline.matrix()[1].astype(np.float64), ((0, 0), (0, len(self.trainable))))
+
+    @cached_property
+    def rows(self) -> tuple[csr_array, Values]:
+        """Rows that hold whatever the budget: Σ coefficient · variable ≥ bound."""
+        rows = [*self._flow(), *self._cover(), *self._sources(), *self._lose()]
+        rows.append(({self.at.parameter[name]: 1.0 for name in self.trainable}, 1.0))  # a plan trains something
+        return _sparse([terms for terms, _ in rows], self.columns), np.array([least for _, least in rows])
+
+    @cached_property
+    def integral(self) -> NDArray[np.int64]:
+        integral = np.zeros(self.columns, dtype=np.int64)
+        integral[: self.at.gradients] = 1
+        integral[self.at.options : self.base] = 1
+        return integral
+
+    def _flow(self) -> Iterator[Row]:
         """A gradient passes an operation that reads a trained parameter, or an output that a gradient passes."""
-        at = self.timeline.gradients_at
-        for i, operation in enumerate(self.profile.operations):
+        at = self.at.gradients
+        for i, operation in enumerate(self.step.operations):
             for source in operation.inputs:
-                self._rows.append(({at + i: 1.0, at + source: -1.0}, 0.0))
+                yield {at + i: 1.0, at + source: -1.0}, 0.0
             for name in operation.parameters:
-                self._rows.append(({at + i: 1.0, self.timeline.parameter_at[name]: -1.0}, 0.0))
+                yield {at + i: 1.0, self.at.parameter[name]: -1.0}, 0.0
 
-    def _cover(self) -> None:
+    def _cover(self) -> Iterator[Row]:
         """What a holder needs is kept whole, or in an option of a form that serves it."""
         options: dict[tuple[int, int], list[int]] = {}
-        for column, (a, f, _) in enumerate(self.timeline.options, start=self.timeline.options_at):
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
             options.setdefault((a, f), []).append(column)
-        for a, activation in enumerate(self.profile.activations):
+        for a, activation in enumerate(self.step.activations):
             for h, holder in enumerate(activation.holders):
                 need = (
-                    self.timeline.parameter_at[holder.parameter]
+                    self.at.parameter[holder.parameter]
                     if holder.needed_for == "weight" and holder.parameter is not None
-                    else self.timeline.gradients_at + holder.operation
+                    else self.at.gradients + holder.operation
                 )
-                row = {self.timeline.wholes_at + a: 1.0, need: -1.0}
+                row = {self.at.wholes + a: 1.0, need: -1.0}
                 for f, form in enumerate(activation.forms):
                     if h in form.holders:
                         row |= dict.fromkeys(options.get((a, f), ()), 1.0)
-                self._rows.append((row, 0.0))
+                yield row, 0.0
 
-    def _lose(self) -> None:
-        """A frozen parameter loses its share; a trained one what its forms lose."""
+    def _sources(self) -> Iterator[Row]:
+        """What an option is worked out from is kept whole. Of a form one option is enough, so these share a row."""
+        rows: dict[tuple[int, int, int], dict[int, float]] = {}
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+            for source in self.options[column].sources:
+                rows.setdefault((a, f, source), {self.at.wholes + source: 1.0})[column] = -1.0
+        yield from ((row, 0.0) for row in rows.values())
+
+    def _lose(self) -> Iterator[Row]:
+        """A frozen parameter loses its share; a trained one what its forms lose.
+
+        One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. One shared with others
+        may be full then, so as much as it could lose is taken off.
+        """
         lost: dict[str, dict[int, float]] = {name: {} for name in self.trainable}
-        for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at):
-            for name, energy in self.profile.activations[a].forms[f].options[o].lost_energy.items():
+        shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.trainable}
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+            activation = self.step.activations[a]
+            alone = len({activation.holders[h] for h in activation.forms[f].holders}) == 1
+            for name, energy in self.options[column].lost_energy.items():
                 if name in lost:
-                    whole = self._energy(name)
-                    lost[name][column] = self.share[name] * min(1.0, energy / whole)
+                    lost[name][column] = share = min(1.0, energy / self._energy(name))
+                    if not alone:
+                        shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
         for name, column in self.loss_at.items():
-            self._rows.append(({column: 1.0, self.timeline.parameter_at[name]: self.share[name]}, self.share[name]))
-            if lost[name]:
-                self._rows.append(({column: 1.0, **{at: -share for at, share in lost[name].items()}}, 0.0))
+            share, trained = self.share[name], self.at.parameter[name]
+            frozen = share * max(0.0, 1.0 - sum(shared[name].values()))
+            yield {column: 1.0, trained: frozen, **{at: -share * each for at, each in lost[name].items()}}, frozen
+            if shared[name]:
+                yield {column: 1.0, trained: share}, share
+        for a, f in {form for forms in shared.values() for form in forms}:
+            at = [column for column, option in enumerate(self.at.chosen, start=self.at.options) if option[:2] == (a, f)]
+            yield dict.fromkeys(at, -1.0), -1.0
 
     def _energy(self, name: str) -> float:
-        return self.profile.parameters[self.timeline.parameter_at[name]].gradient_energy
+        return self.profile.parameters[self.at.parameter[name]].gradient_energy
 
-    def _upper(self) -> Values:
+    @cached_property
+    def upper(self) -> Values:
         upper = np.ones(self.columns)
-        for parameter, column in self.timeline.parameter_at.items():
+        for parameter, column in self.at.parameter.items():
             upper[column] = parameter in self.loss_at
-        for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at):
-            upper[column] = self.request.may_use(self.profile.activations[a].forms[f].options[o].technique)
+        for column, option in self.options.items():
+            upper[column] = self.request.may_use(option.technique)
         return upper
 
-    def _undominated(self) -> NDArray[np.bool_]:
+    @cached_property
+    def upper_exact(self) -> Values:
+        upper = self.upper.copy()
+        for column, option in self.options.items():
+            upper[column] *= not option.lost_energy
+        return upper
+
+    @cached_property
+    def seconds(self) -> Values:
+        """Of a plain step, for each variable."""
+        seconds = np.zeros(self.columns)
+        for column, option in self.options.items():
+            seconds[column] = OPTION_PRICE + option.seconds / max(self.profile.plain_seconds, 1e-6)
+        return seconds
+
+    @cached_property
+    def undominated(self) -> NDArray[np.bool_]:
         """Moments that no other near them exceeds under every choice: the others need no row."""
         count = len(self.constant)
         kept = np.ones(count, dtype=np.bool_)
@@ -123,102 +195,113 @@ class IntegerProgram:
                     break
         return kept
 
-    def least_loss(self, budget_bytes: int) -> tuple[Choices, float] | None:
-        """The best choices within the budget, and the proven least loss of any; None where nothing fits.
+    def everything(self) -> Choices:
+        """All that may train does, and is kept whole."""
+        return exact_choices(self.step, frozenset(self.trainable))
 
-        Exact first: where everything can train without loss, a lossy form is not looked at, however little it loses.
-        """
-        everything = exact_choices(self.profile, frozenset(self.trainable))
-        if self.peak_bytes(everything) <= budget_bytes:
-            return everything, 0.0
-        exact = self._solve(budget_bytes, np.where(self._lossless(), self.upper, 0.0), self._all_trained())
-        return exact or self._solve(budget_bytes, self.upper, np.zeros(self.columns))
-
-    def peak_bytes(self, choices: Choices) -> int:
-        """The highest predicted footprint, in whole bytes."""
-        return max(footprint.total_bytes for footprint in self.timeline.predict(choices))
-
-    def _lossless(self) -> NDArray[np.bool_]:
-        lossless = np.ones(self.columns, dtype=np.bool_)
-        for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at):
-            lossless[column] = not self.profile.activations[a].forms[f].options[o].lost_energy
-        return lossless
-
-    def _all_trained(self) -> Values:
+    def exact(self, budget_bytes: int) -> Choices | None:
+        """Choices within the budget that train everything and lose nothing, in the least time; None where there are none."""
+        if self.timeline.peak_bytes(self.everything()) <= budget_bytes:
+            return self.everything()
         lower = np.zeros(self.columns)
-        lower[[self.timeline.parameter_at[name] for name in self.trainable]] = 1.0
-        return lower
+        lower[[self.at.parameter[name] for name in self.trainable]] = 1.0
+        solved = self._solve(Costs(self.seconds, SECONDS_GAP), budget_bytes, lower, self.upper_exact)
+        return solved and solved[0]
 
-    def _solve(self, budget_bytes: int, upper: Values, lower: Values) -> tuple[Choices, float] | None:
-        costs = np.zeros(self.columns + 1)  # the last is the base, fixed at 1
-        costs[self.base : self.columns] = 1.0
-        costs[-1] = GAP_BASE
-        for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at):
-            costs[column] = TIME_PRICE * (
-                1e-3 + self.profile.activations[a].forms[f].options[o].seconds / max(self.profile.plain_seconds, 1e-6)
-            )
+    def least_loss(self, budget_bytes: int, most: float = np.inf, seconds: float = TIME_LIMIT_SECONDS) -> tuple[Choices, float] | None:
+        """The choices within the budget that lose least, and the proven least loss of any.
+
+        Args:
+            most: a loss that is had already; no choices that lose more are looked for.
+
+        Returns:
+            None where nothing fits, or nothing with less loss.
+        """
+        return self._solve(Costs(self._loss(), LOSS_GAP, most, seconds), budget_bytes, np.zeros(self.columns), self.upper)
+
+    def least_loss_bound(self, budget_bytes: int) -> float:
+        """No choices within the budget lose less; infinite where nothing fits. Quick: it lets choices be made by parts."""
         room = budget_bytes - self.constant
         if (room < 0).any():
-            return None
-        unit = budget_bytes / PARTS
-        tight = self.undominated & (np.maximum(self.bytes, 0) @ upper > room)  # no choice overfills the other moments
+            return float("inf")
+        result = self._milp(Costs(self._loss(), LOSS_GAP), np.zeros(self.columns), self.upper, room, budget_bytes / PARTS, whole=False)
+        return float("inf") if result.x is None else float(result.fun) - 1.0
+
+    def _loss(self) -> Values:
+        costs = TIME_PRICE * self.seconds
+        costs[self.base : self.columns] = 1.0
+        return costs
+
+    def _solve(self, costs: Costs, budget_bytes: int, lower: Values, upper: Values) -> tuple[Choices, float] | None:
+        """Choices of the least costs within the budget, and the proven bound of costs."""
+        room = budget_bytes - self.constant
         for _ in range(RETRIES):
-            result = milp(
-                costs,
-                integrality=np.append(self.integral, 0),
-                bounds=Bounds(np.append(lower, 1.0), np.append(upper, 1.0)),
-                constraints=[
-                    LinearConstraint(self._widened(self.rows), self.rows_least, np.inf),
-                    LinearConstraint(self._widened(csr_array(self.bytes[tight] / unit)), -np.inf, room[tight] / unit),
-                ],
-                options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT_SECONDS},
-            )
+            if (room < 0).any():
+                return None
+            result = self._milp(costs, lower, upper, room, budget_bytes / PARTS)
             if result.x is None:
                 return None
             choices = self.choices(result.x)
-            over = self.peak_bytes(choices) - budget_bytes
+            over = self.timeline.peak_bytes(choices) - budget_bytes
             if over <= 0:
-                return choices, max(0.0, min(1.0, float(result.mip_dual_bound or 0.0) - GAP_BASE))
+                return choices, max(0.0, float(result.mip_dual_bound or 0.0) - 1.0)
             room = room - over
         return None
 
-    def _widened(self, rows: csr_array) -> csr_array:
-        """The rows with one more variable, which none of them has."""
-        return hstack([rows, csr_array((rows.shape[0], 1))], format="csr")
+    def _milp(self, costs: Costs, lower: Values, upper: Values, room: NDArray[np.int64], unit: float, whole: bool = True) -> OptimizeResult:
+        """Least costs with each moment's bytes within its room. `whole`: variables of choices are 0 or 1, and not between."""
+        tight = self.undominated & (np.maximum(self.bytes, 0) @ upper > room)  # no choice overfills the other moments
+        rows, least = self.rows
+        constraints = [
+            LinearConstraint(_widened(rows), least, np.inf),
+            LinearConstraint(_widened(csr_array(self.bytes[tight] / unit)), -np.inf, room[tight] / unit),
+        ]
+        if costs.most < np.inf:
+            constraints.append(LinearConstraint(_widened(csr_array(costs.of[None, :])), -np.inf, costs.most))
+        return milp(
+            np.append(costs.of, 1.0),  # one more variable, fixed at 1: gaps are relative to the costs and it
+            integrality=np.append(self.integral, 0) * whole,
+            bounds=Bounds(np.append(lower, 1.0), np.append(upper, 1.0)),
+            constraints=constraints,
+            options={"mip_rel_gap": costs.gap, "time_limit": costs.seconds},
+        )
 
-    def least_peak(self) -> Choices:
-        """The choices with the lowest peak: one more variable, which no moment exceeds."""
+    def least_peak(self, whole: bool = True) -> tuple[Choices, float]:
+        """The choices with the lowest peak, and that peak: one more variable, which no moment exceeds. `whole` as in `_milp`: if not,
+        the peak is a bound that no choices get below.
+        """
         width = self.columns + 1
         unit = max(1.0, float(self.constant.max())) / PARTS
         costs = np.zeros(width)
         costs[-1] = 1.0
         costs[self.base : self.columns] = 1e-6  # of all the smallest plans, one that loses little
-        rows = np.hstack([self.bytes / unit, np.full((self.bytes.shape[0], 1), -1.0)])
+        kept = self.undominated
+        rows, least = self.rows
+        moments = np.hstack([self.bytes[kept] / unit, np.full((kept.sum(), 1), -1.0)])
         result = milp(
             costs,
-            integrality=np.append(self.integral, 0),
+            integrality=np.append(self.integral, 0) * whole,
             bounds=Bounds(np.zeros(width), np.append(self.upper, np.inf)),
             constraints=[
-                LinearConstraint(self._widened(self.rows), self.rows_least, np.inf),
-                LinearConstraint(csr_array(rows), -np.inf, -self.constant / unit),
+                LinearConstraint(_widened(rows), least, np.inf),
+                LinearConstraint(csr_array(moments), -np.inf, -self.constant[kept] / unit),
             ],
             options={"mip_rel_gap": 1e-9, "time_limit": TIME_LIMIT_SECONDS},
         )
         assert result.x is not None, "training one parameter with everything kept whole satisfies every row"
-        return self.choices(result.x)
+        choices = self.choices(result.x)
+        return choices, float(self.timeline.peak_bytes(choices)) if whole else result.x[-1] * unit
 
     def choices(self, values: Values) -> Choices:
         """Whole choices of a solution, without what no trained parameter needs."""
-        trained = frozenset(name for name in self.trainable if values[self.timeline.parameter_at[name]] > 0.5)
-        needed = exact_choices(self.profile, trained).whole
-        chosen = {
-            (a, f): o for column, (a, f, o) in enumerate(self.timeline.options, start=self.timeline.options_at) if values[column] > 0.5
-        }
-        passes = gradient_flow(self.profile, trained)
+        trained = frozenset(name for name in self.trainable if values[self.at.parameter[name]] > 0.5)
+        needed = exact_choices(self.step, trained).whole
+        chosen = {(a, f): o for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options) if values[column] > 0.5}
+        passes = gradient_flow(self.step, trained)
         whole: set[int] = set()
         forms: dict[tuple[int, int], int] = {}
-        for a in needed:
-            activation = self.profile.activations[a]
+        for a in sorted(needed, reverse=True):  # what is worked out comes after its sources
+            activation = self.step.activations[a]
             uses = [h.parameter in trained if h.needed_for == "weight" else passes[h.operation] for h in activation.holders]
             held = {
                 f: o
@@ -226,23 +309,38 @@ class IntegerProgram:
                 if (o := chosen.get((a, f))) is not None and any(uses[h] for h in activation.forms[f].holders)
             }
             served = {h for f in held for h in activation.forms[f].holders}
-            if any(use and h not in served for h, use in enumerate(uses)):
+            if a in whole or any(use and h not in served for h, use in enumerate(uses)):
                 whole.add(a)  # and then the forms would only add to it
             else:
                 forms |= {(a, f): o for f, o in held.items()}
+                whole |= {source for f, o in held.items() for source in activation.forms[f].options[o].sources}
         return Choices(trained, frozenset(whole), forms)
+
+    def seconds_of(self, choices: Choices) -> float:
+        """Seconds of a step: of one with all kept whole, and of the options' own work."""
+        options = (self.step.activations[a].forms[f].options[o] for (a, f), o in choices.forms.items())
+        return self.timeline.seconds(choices) + sum(option.seconds for option in options)
+
+    @cached_property
+    def seconds_of_everything(self) -> float:
+        return self.timeline.seconds(self.everything())
 
     def lost(self, choices: Choices) -> dict[str, float]:
         """Share of all energy that each trainable parameter loses."""
         lost = {name: 0.0 if name in choices.trained else share for name, share in self.share.items()}
         for (a, f), o in choices.forms.items():
-            for name, energy in self.profile.activations[a].forms[f].options[o].lost_energy.items():
+            for name, energy in self.step.activations[a].forms[f].options[o].lost_energy.items():
                 if name in choices.trained:
                     lost[name] += self.share[name] * energy / self._energy(name)
         return lost
 
 
-def _sparse(rows: list[tuple[dict[int, float], float]], columns: int) -> csr_array:
-    entries = [(row, column, value) for row, (terms, _) in enumerate(rows) for column, value in terms.items()]
+def _sparse(rows: list[dict[int, float]], columns: int) -> csr_array:
+    entries = [(row, column, value) for row, terms in enumerate(rows) for column, value in terms.items()]
     row, column, value = zip(*entries, strict=True)
     return csr_array(coo_array((value, (row, column)), shape=(len(rows), columns)))
+
+
+def _widened(rows: csr_array) -> csr_array:
+    """The rows with one more variable, which none of them has."""
+    return hstack([rows, csr_array((rows.shape[0], 1))], format="csr")

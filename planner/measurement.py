@@ -24,7 +24,7 @@ from memfit.program import call_with
 from memfit.training_step import TrainingStep, make_optimizer
 from planner.capture import capture
 from planner.fidelity import without_dropout
-from planner.named_step import named_step
+from planner.named_step import NamedTrainingStep
 from planner.plan import Measured
 from planner.profile import Live
 from planner.record import record
@@ -92,7 +92,7 @@ def _batches(task: Task) -> list[Batch]:
     return batches_of(load_file(task.sample), graph.inputs, task.loss, task.batch_size)
 
 
-def _planned(task: Task) -> GraphModule:
+def _planned(task: Task) -> memfit.PlannedModule:
     return memfit.load(task.checkpoint)
 
 
@@ -101,15 +101,15 @@ def _plain(task: Task) -> GraphModule:
 
 
 def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
+    """Peaks are of steps that run as on a device; the moments are those of further ones, whose operations run one by one."""
+    model = _planned(task) if task.measure == "planned" else _plain(task)
     if task.measure == "planned":
-        model = _planned(task)
         planned = TrainingStep(model, lr=0.0)
         optimizer = planned.optimizer
 
         def step() -> None:
             planned(batch.inputs, batch.targets)
     else:
-        model = _plain(task)
         optimizer = make_optimizer(list(model.parameters()), task.optimizer, lr=0.0)
 
         def step() -> None:
@@ -122,12 +122,13 @@ def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
     process_peak_bytes = resident_bytes("VmHWM")
     static_bytes = _static_bytes(model, optimizer, batch)
     peak_bytes = static_bytes + record(step).peak_bytes
-    moments = record(named_step(model, optimizer, task.loss, batch)).peaks
-    return Answer(
-        Measured(peak_bytes, process_peak_bytes, runtime_bytes, seconds),
-        tuple(Live(moment, static_bytes + live) for moment, live in moments.items()),
-        None,
-    )
+    measured = Measured(peak_bytes, process_peak_bytes, runtime_bytes, seconds)
+    if task.measure == "plain":
+        return Answer(measured, (), None)
+    named = NamedTrainingStep(model, lr=0.0)
+    named(batch.inputs, batch.targets)  # its optimizer makes its state
+    moments = record(lambda: named(batch.inputs, batch.targets)).peaks
+    return Answer(measured, tuple(Live(moment, static_bytes + live) for moment, live in moments.items()), None)
 
 
 def _seconds(step: Callable[[], None]) -> float:
@@ -149,11 +150,16 @@ def _static_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Bat
 
 def _fidelity(task: Task, batches: list[Batch]) -> float:
     """1 − Σ‖g − ĝ‖² / Σ‖g‖² over the parameters the plain model trains, dropout off. A frozen parameter's ĝ is 0."""
-    plain, planned = without_dropout(_plain(task)), without_dropout(_planned(task))
+    plain, planned = _plain(task), _planned(task)
+    for model in (plain, planned):
+        without_dropout(model)
+    step = TrainingStep(planned, lr=0.0)
     wanted = set(task.trainable)
     lost = total = 0.0
     for batch in batches:
-        exact, ours = (_gradients(model, task.loss, batch) for model in (plain, planned))
+        loss_of(task.loss, call_with(plain, batch.inputs), batch.targets).backward()
+        step.backward(batch.inputs, batch.targets)
+        exact, ours = _gradients(plain), _gradients(planned)
         for name, gradient in exact.items():
             if name in wanted:
                 difference = gradient - ours[name] if name in ours else gradient
@@ -162,8 +168,7 @@ def _fidelity(task: Task, batches: list[Batch]) -> float:
     return 1.0 - lost / total if total else 1.0
 
 
-def _gradients(model: GraphModule, loss: str, batch: Batch) -> dict[str, torch.Tensor]:
-    loss_of(loss, call_with(model, batch.inputs), batch.targets).backward()
+def _gradients(model: GraphModule) -> dict[str, torch.Tensor]:
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return gradients

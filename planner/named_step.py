@@ -1,25 +1,45 @@
-"""A training step whose every operation runs in a named range, so that the allocator's record tells of each moment."""
+"""Training steps whose every operation runs in a named range, so that the allocator's record tells of each moment."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from memfit.losses import loss_of
+from memfit.program import in_order
+from memfit.training_step import Inputs, TrainingStep
 from planner.capture import NamedRun
 from planner.record import forward_range, update_range
 from planner.sample import Batch
 from planner.structure import LOSS
 
 
+class NamedTrainingStep(TrainingStep):
+    """The planned step, its operations run one by one."""
+
+    def _outputs(self, inputs: Inputs) -> Any:
+        return self._run(self.model, tuple(in_order(self.model, inputs)))
+
+    def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], sliced: bool = False) -> Any:
+        return NamedRun(half, sliced=sliced).run(*tensors)
+
+    def _loss(self, outputs: Any, targets: Tensor | None, weight: float) -> Tensor:
+        with forward_range(LOSS):
+            return super()._loss(outputs, targets, weight)
+
+    def _update(self) -> None:
+        with update_range():
+            super()._update()
+
+
 def named_step(module: GraphModule, optimizer: torch.optim.Optimizer, loss: str, batch: Batch) -> Callable[[], None]:
     """Forward, loss, backward and update on one batch; gradients are let go at the end."""
-    run = NamedRun(module)
 
     def forward() -> Tensor:
         # The outputs end with this frame, as in `memfit.TrainingStep`.
-        outputs = run.run(*batch.inputs)
+        outputs = NamedRun(module).run(*batch.inputs)
         with forward_range(LOSS):
             return loss_of(loss, outputs, batch.targets)
 

@@ -6,7 +6,30 @@ from planner.profile import Moment, Setting
 from planner.request import Optimizer
 
 # The techniques that compress nothing; the names of the others are those of `memfit.forms`.
-KEEP, MASK, NOT_NEEDED = "keep", "mask", "not needed"
+KEEP, MASK, INDEX, NOT_NEEDED = "keep", "mask", "index", "not needed"
+
+
+# Ways to run the whole step, which requests may allow or forbid like techniques.
+MICRO_BATCH, EARLY_UPDATE, SLICES = "micro_batch", "early_update", "slices"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a batch goes through the model.
+
+    Attributes:
+        micro_batch: samples at a time; the gradients of all parts of a batch are added up.
+        early_updates: each parameter is updated as soon as its gradient is complete, which then goes. Only where the whole
+            batch goes at once, after the split if there is one.
+        split: the operation up to which fewer samples go at a time, without autograd, and after that the whole batch at once. For
+            the gradient of what is before it, that runs a second time.
+        slice: samples at a time up to the split.
+    """
+
+    micro_batch: int
+    early_updates: bool = False
+    split: str | None = None
+    slice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +95,9 @@ class Plan:
     bound: float
     gap: float
     predicted_peak_bytes: int
+    predicted_seconds: float
     peak: Footprint
-    micro_batch: int
+    schedule: Schedule
     optimizer: Optimizer
     own_loop: bool
     parameters: tuple[ParameterChoice, ...]
@@ -113,8 +137,9 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Bytes a measured step took at one moment beyond the plan's prediction: the next plan leaves room for them."""
+    """Bytes a measured step took at one moment beyond the plan's prediction: the next plan of that schedule leaves room for them."""
 
+    schedule: Schedule
     moment: Moment
     extra_bytes: int
 

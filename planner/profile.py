@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Setting = int | float | str | tuple[int, ...]
-Phase = Literal["compress", "forward", "backward", "update"]
+Setting = bool | int | float | str | tuple[float, ...] | tuple[int, ...] | tuple[str, ...]
+Phase = Literal["sliced", "compress", "forward", "backward", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +12,7 @@ class Moment:
     """A point of the step: an operation in one of its phases.
 
     `compress` is just before forward, where the form of its input is made; `update` the optimizer's step, after all backwards.
+    `sliced` is forward of an operation before the split of a schedule, the first time, without autograd.
     """
 
     phase: Phase
@@ -39,6 +40,8 @@ class Operation:
         backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
             is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
+        ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole.
+        forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
 
@@ -49,6 +52,9 @@ class Operation:
     forward_bytes: int
     backward_bytes: int
     internal_bytes: int
+    ranged_bytes: int = 0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
     source: str | None = None
 
 
@@ -78,6 +84,8 @@ class Option:
         compress_bytes, restore_bytes: transient bytes of making it, in forward, and of using it, in backward.
         lost_energy: for each parameter that depends on it, ‖g−ĝ‖² (mean over batches) if it trains from this form.
         seconds: time of compressing and restoring, measured.
+        sources: indices of the activations that it is worked out from, and that have to be whole for that.
+        shipped_bytes: of tensors that the checkpoint brings for it, which live as long as the model.
     """
 
     technique: str
@@ -87,6 +95,8 @@ class Option:
     restore_bytes: int
     lost_energy: dict[str, float]
     seconds: float
+    sources: tuple[int, ...] = ()
+    shipped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +146,49 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What a step holds while a number of samples go through the model at a time.
+
+    Attributes:
+        batch_size: that number.
+        storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
+    """
+
+    batch_size: int
+    operations: tuple[Operation, ...]
+    activations: tuple[Activation, ...]
+    storages: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """All measurements of one model on one sample.
 
     Attributes:
         graph: fingerprint of the program the names refer to.
-        batch_size: samples a step.
         static_bytes: parameters, buffers and the batch; gradients and optimizer state come with a plan.
-        storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
+        steps: of the whole batch at once, then of its parts one after the other, from large to small; without the latter where
+            they would not add up to the same gradient.
+        splits: operations after which nothing reads what was before, but their result: where a step may go on with another
+            number of samples.
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
+        tensors: those that options ship, as `memfit.shipped` writes them, by the name that stands for them in settings.
     """
 
     graph: str
     loss: str
     batch_norm: Literal["frozen", "batch"]
-    batch_size: int
     static_bytes: int
     parameters: tuple[Parameter, ...]
-    operations: tuple[Operation, ...]
-    activations: tuple[Activation, ...]
-    storages: tuple[tuple[int, int, int], ...]
+    steps: tuple[Step, ...]
+    splits: tuple[str, ...]
     plain_peak_bytes: int
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())
+    tensors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> Step:
+        """The step of the whole batch at once."""
+        return self.steps[0]

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from planner.profile import Moment
 
 FORWARD = "memfit.forward:"
+SLICED = "memfit.sliced:"
 COMPRESS = "memfit.compress:"
 UPDATE = "memfit.update"
 
@@ -25,16 +26,23 @@ class Recording:
         peak_bytes: the highest sum at any time.
         peaks: the highest sum in each moment, in order of first appearance.
         ends: the sum at the end of each moment.
+        seconds: of each moment; longer than without a record.
     """
 
     peak_bytes: int = 0
     peaks: dict[Moment, int] = field(default_factory=dict)
     ends: dict[Moment, int] = field(default_factory=dict)
+    seconds: dict[Moment, float] = field(default_factory=dict)
 
 
 def forward_range(operation: str) -> record_function:
     """A context in which an operation's forward runs, so that its moment is known by name."""
     return record_function(FORWARD + operation)
+
+
+def sliced_range(operation: str) -> record_function:
+    """A context in which an operation before a split runs without autograd."""
+    return record_function(SLICED + operation)
 
 
 def compress_range(operation: str) -> record_function:
@@ -55,8 +63,9 @@ def record(step: Callable[[], object]) -> Recording:
     assert kineto is not None
     recording, made_by, live, moment = Recording(), dict[int, str](), 0, None
     for event in _in_order(kineto.kineto_results.experimental_event_tree(), made_by):
-        if isinstance(event, Moment):
-            moment = event
+        if isinstance(event, _Began):
+            moment = event.moment
+            recording.seconds[moment] = recording.seconds.get(moment, 0.0) + event.seconds
         else:
             live += event
             recording.peak_bytes = max(recording.peak_bytes, live)
@@ -66,24 +75,32 @@ def record(step: Callable[[], object]) -> Recording:
     return recording
 
 
-def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = None) -> Iterator[Moment | int]:
+@dataclass(frozen=True, slots=True)
+class _Began:
+    moment: Moment
+    seconds: float
+
+
+def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = None) -> Iterator[_Began | int]:
     """Moments as they begin, and bytes as they are allocated (positive) and released, in order of time."""
     for event in sorted(events, key=lambda event: event.start_time_ns):
         kind, inside = event.tag.name, forward
         if kind == "Allocation":
             yield int(event.extra_fields.alloc_size)
         elif kind == "TorchOp":
-            number = event.extra_fields.sequence_number
+            number, seconds = event.extra_fields.sequence_number, event.duration_time_ns / 1e9
             if event.name.startswith(FORWARD):
                 inside = event.name.removeprefix(FORWARD)
-                yield Moment("forward", inside)
+                yield _Began(Moment("forward", inside), seconds)
+            elif event.name.startswith(SLICED):
+                yield _Began(Moment("sliced", event.name.removeprefix(SLICED)), seconds)
             elif event.name.startswith(COMPRESS):
-                yield Moment("compress", event.name.removeprefix(COMPRESS))
+                yield _Began(Moment("compress", event.name.removeprefix(COMPRESS)), seconds)
             elif event.name == UPDATE:
-                yield Moment("update", "optimizer")
+                yield _Began(Moment("update", "optimizer"), seconds)
             elif forward is not None and number >= 0:
                 # An operation shows the number that the next node will get, so the last to show one made that node.
                 made_by[number] = forward
             elif event.name.startswith("autograd::engine::evaluate_function") and number in made_by:
-                yield Moment("backward", made_by[number])
+                yield _Began(Moment("backward", made_by[number]), seconds)
         yield from _in_order(event.children, made_by, inside)

@@ -32,6 +32,14 @@ class Batch:
         tensors = self.inputs if self.targets is None else (*self.inputs, self.targets)
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
+    @property
+    def samples(self) -> int:
+        return self.inputs[0].shape[0]
+
+    def first(self, samples: int) -> "Batch":
+        """Its first samples, without a copy."""
+        return Batch(tuple(tensor[:samples] for tensor in self.inputs), None if self.targets is None else self.targets[:samples])
+
 
 def batches_of(sample: Mapping[str, Tensor], inputs: tuple[ModelInput, ...], loss: str, batch_size: int | None) -> list[Batch]:
     """Split a sample into batches of equal size; samples left over are not used.

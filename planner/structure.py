@@ -6,16 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from memfit.losses import loss_of
 from memfit.program import arguments
-from memfit.rewriting import RELUS
+from memfit.rewriting import HARDTANHS, RELUS
 from planner.capture import NamedRun, TrainingGraph, source_of, target_name
 from planner.record import forward_range
 from planner.sample import Batch
 
 LOSS = "loss"
+aten = torch.ops.aten
+SELECTING = {
+    aten.max_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+}  # of its values
 
 
 @dataclass(slots=True)
@@ -41,6 +50,7 @@ class Structure:
         storages: all of them, also those that only forward uses.
         internal_bytes: for each operation, what it keeps of its own making.
         storage_of: index into `storages` of every operation's output (and model input, by name).
+        shape_of: shape of every operation's output that is a tensor.
     """
 
     names: list[str]
@@ -51,6 +61,7 @@ class Structure:
     storages: list[Storage]
     internal_bytes: list[int]
     storage_of: dict[str, int]
+    shape_of: dict[str, tuple[int, ...]]
 
 
 def observe_structure(graph: TrainingGraph, batch: Batch, loss: str) -> Structure:
@@ -84,9 +95,10 @@ class _Observer:
             storages=[],
             internal_bytes=[0] * (len(operations) + 1),
             storage_of={},
+            shape_of={},
         )
         self.static = {t.untyped_storage().data_ptr() for t in (*graph.module.parameters(), *graph.module.buffers())}
-        self.by_address: dict[int, int] = {}
+        self.by_address: dict[int, tuple[StorageWeakRef, int]] = {}
         self.kept: list[Tensor] = []
         self.floating: set[str] = set()
         placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
@@ -113,7 +125,7 @@ class _Observer:
 
     def see_loss(self, outputs: Any, value: Tensor) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        made = {self.by_address.get(_address(leaf)) for leaf in leaves}
+        made = {self._storage_of(leaf) for leaf in leaves}
         producers = {self.structure.storages[at].producer for at in made if at is not None}
         # Views of a storage count by the operation that made the view, which is the last to read the storage.
         views = {
@@ -125,8 +137,10 @@ class _Observer:
 
     def _see(self, name: str, operands: list[Tensor], result: Any) -> None:
         at = self.index[name]
+        if isinstance(result, Tensor):
+            self.structure.shape_of[name] = tuple(result.shape)
         for operand in operands:
-            if (of := self.by_address.get(_address(operand))) is not None:
+            if (of := self._storage_of(operand)) is not None:
                 self.structure.storages[of].last_use = at
         alias = {_address(operand) for operand in operands}
         for leaf in pytree.tree_leaves(result):
@@ -134,19 +148,24 @@ class _Observer:
                 continue
             if _address(leaf) not in alias and _address(leaf) not in self.static:
                 self._add(name, at, leaf)
-            elif _address(leaf) in self.by_address:
-                self.structure.storage_of[name] = self.by_address[_address(leaf)]
+            elif (of := self._storage_of(leaf)) is not None:
+                self.structure.storage_of[name] = of
         seen: set[int] = set()
         for tensor in self.kept:
             address = _address(tensor)
             if address in self.static or address in seen:
                 continue
             seen.add(address)
-            if address in self.by_address:
-                self.structure.storages[self.by_address[address]].holders.add(at)
+            if (of := self._storage_of(tensor)) is not None:
+                self.structure.storages[of].holders.add(at)
             else:
                 self.structure.internal_bytes[at] += tensor.untyped_storage().nbytes()
         self.kept.clear()
+
+    def _storage_of(self, tensor: Tensor) -> int | None:
+        """Index of the tensor's storage, if it is one that is known. Addresses of those that are gone may be others' by now."""
+        reference, at = self.by_address.get(_address(tensor), (None, -1))
+        return at if reference is not None and not reference.expired() else None
 
     def _add(self, name: str, producer: int, tensor: Tensor) -> None:
         storage = Storage(
@@ -158,7 +177,7 @@ class _Observer:
             max(producer, 0),
             max(producer, 0),
         )
-        self.by_address[_address(tensor)] = len(self.structure.storages)
+        self.by_address[_address(tensor)] = StorageWeakRef(tensor.untyped_storage()), len(self.structure.storages)
         self.structure.storage_of.setdefault(name, len(self.structure.storages))
         self.structure.storages.append(storage)
 
@@ -173,3 +192,13 @@ def bits_held(node: Node) -> str:
     source = values.get("self", values.get("input"))
     assert isinstance(source, Node)
     return node.name if node.target in RELUS else source.name
+
+
+def bounds_of(node: Node) -> tuple[float, ...]:
+    """What an operation's results are never below, and what never above: () where nothing is known."""
+    if node.target in RELUS:
+        return (0.0,)
+    if node.target in HARDTANHS:
+        values = arguments(node)
+        return float(values.get("min_val", 0)), float(values.get("max_val", 6))
+    return bounds_of(node.args[0]) if node.target in SELECTING and isinstance(node.args[0], Node) else ()

@@ -1,16 +1,27 @@
 """The menu: which ways there are to hold an activation, and what each costs, from shapes and spectra alone."""
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import cache
 from math import prod
+from time import perf_counter
 
-from memfit.bits import PIECE, packed_bytes
-from memfit.forms import Form, Hosvd, Svd
+import torch
+from torch import Tensor
+
+from memfit.bits import PIECE, pack_between, packed_bytes, scale_by_bits
+from memfit.forms import Basis, Bfloat16, Form, Hosvd, Int4, Int8, PatchMean, Svd
+from memfit.forms.quantised import GROUP
 from memfit.operators.held import samples_at_once
+from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
+from planner.profile import Setting
 from planner.spectra import Spectra
 
-HOSVD_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
-SVD_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+CODED_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 12, 1 / 16, 1 / 24, 1 / 40, 1 / 80)  # of the bytes of the whole
+HOSVD_THRESHOLDS, SVD_THRESHOLDS = (0.8, 0.95), (0.9,)
+HOSVD_SHARES, BASIS_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +32,21 @@ class Candidate:
     held_bytes: int
     compress_bytes: int
     restore_bytes: int
+    shipped_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.held_bytes + self.shipped_bytes
 
 
 def candidates(spectra: Spectra) -> list[Candidate]:
-    """Every form worth measuring: smaller than the value, and no two of the same bytes.
+    """Every form worth measuring: smaller than the value, and no two of the same bytes; in order of bytes.
 
     A threshold becomes ranks by the mean spectra; these are the caps, so bytes are known whatever comes.
     """
     shape, itemsize = spectra.shape, spectra.itemsize
     whole = itemsize * prod(shape)
-    forms: list[Form] = []
+    forms: list[Form] = [form for share in CODED_SHARES if (form := spectra.coding.form(int(whole * share)))]
     for threshold in HOSVD_THRESHOLDS:
         ranks = tuple(
             rank_for_threshold(spectra.of[mode, mode + 1], threshold) if (mode, mode + 1) in spectra.of else size
@@ -41,15 +57,74 @@ def candidates(spectra: Spectra) -> list[Candidate]:
         each = [Svd(run, rank_for_threshold(energies, threshold), threshold) for run, energies in spectra.of.items()]
         if each:  # the best matricisation: the one that needs the fewest bytes for this energy
             forms.append(min(each, key=lambda form: form.held_bytes(shape, itemsize)))
-    by_bytes = {form.held_bytes(shape, itemsize): form for form in forms}
-    samples = samples_at_once(shape, itemsize)
-    return [
-        Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), form.restore_bytes(shape, itemsize, samples))
-        for held, form in sorted(by_bytes.items())
-        if held < whole
-    ]
+    best = (spectra.ranks(int(whole * share) // itemsize) for share in HOSVD_SHARES)
+    forms += [Hosvd((shape[0], *each), 1.0) for each in best if each is not None]
+    forms += [basis for share in BASIS_SHARES if (basis := basis_form(spectra, int(whole * share)))]
+    forms += [Int8(), Int4()] if prod(shape[1:]) >= GROUP // 4 else []
+    if itemsize > 2:
+        forms.append(Bfloat16())
+    if spectra.coding.feature == 1 and len(shape) > 2:
+        forms.append(PatchMean((2,) * (len(shape) - 2)))
+    by_bytes = {each.bytes: each for each in (candidate(form, shape, itemsize) for form in forms)}
+    return [each for size, each in sorted(by_bytes.items()) if size < whole]
+
+
+def basis_form(spectra: Spectra, most_bytes: int) -> Basis | None:
+    """Fixed factors of the ranks that keep most in these bytes, the factors themselves (of two bytes an element) included."""
+    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize)
+    if ranks is None:
+        return None
+    sizes = spectra.shape[1:]
+    used = [mode for mode, (size, rank) in enumerate(zip(sizes, ranks, strict=True), start=1) if rank < size]
+    factors = [spectra.factors[mode][:, : ranks[mode - 1]].half().flatten() for mode in used]
+    return Basis(sizes, ranks, torch.cat(factors)) if factors else None
+
+
+def candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:
+    """A form for a value of that shape."""
+    held = form.held_bytes(shape, itemsize)
+    restore = form.restore_bytes(shape, itemsize, samples_at_once(shape, itemsize))
+    shipped = sum(tensor.nbytes for tensor in tensors_of(form).values())
+    return Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), restore, shipped)
+
+
+def settings_of(form: Form) -> dict[str, Setting]:
+    """A form's settings, with a name in place of each tensor."""
+    values = {field.name: getattr(form, field.name) for field in fields(form)}  # type: ignore[arg-type]
+    return {name: _name(value) if isinstance(value, Tensor) else value for name, value in values.items() if value is not None}
+
+
+def shipped_tensors(forms: Iterable[Form]) -> dict[str, str]:
+    """The tensors that settings name, as `memfit.shipped` writes them."""
+    return {_name(tensor): encode(tensor) for form in forms for tensor in tensors_of(form).values()}
+
+
+def _name(tensor: Tensor) -> str:
+    return "tensor " + hashlib.sha256(encode(tensor).encode()).hexdigest()[:16]
 
 
 def mask_bytes(elements: int) -> tuple[int, int]:
     """Bytes held for one bit an element, and the transient bytes of packing or using it."""
     return packed_bytes(elements), 9 * min(elements, PIECE)
+
+
+@cache
+def _mask_seconds_per_piece() -> float:
+    """Time that bits take beyond a native rectifier, forward and backward, measured on one piece."""
+    x = torch.randn(PIECE)
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        started = perf_counter()
+        for _ in range(3):
+            work()
+        return (perf_counter() - started) / 3
+
+    with torch.no_grad():
+        bits = seconds(lambda: scale_by_bits(x, pack_between(x, 0.0, 6.0), 1.0, 0.0))
+        return max(0.0, bits - seconds(lambda: torch.ops.aten.hardtanh_backward(x, x, 0.0, 6.0)))
+
+
+def mask_seconds(elements: int) -> float:
+    """Seconds a step that holding bits takes beyond holding the whole tensor."""
+    return _mask_seconds_per_piece() * elements / PIECE

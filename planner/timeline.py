@@ -1,26 +1,29 @@
 """The footprint at every moment of a step, as a linear function of a plan's choices.
 
-Every storage, form and gradient lives for one interval of the moments, in order: forward from first to last operation, backward
-from last to first, update. So each choice adds its bytes to a run of moments, and the same rows predict a plan's footprint
-and constrain the solver.
+Every storage, form and gradient lives for one run of the moments, in order, so each choice adds its bytes to such runs, and the
+same runs predict a plan's footprint and constrain the solver.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan import Correction, Footprint
-from planner.profile import Moment, Profile
+from planner.plan import Footprint, Schedule
+from planner.profile import Moment, Profile, Step
 from planner.request import Optimizer
 
 Bytes = NDArray[np.int64]
+Kind = Literal["static", "saved", "transient"]
+KINDS: tuple[Kind, ...] = ("static", "saved", "transient")
+ALWAYS = -1  # the column of bytes that no choice changes
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a plan decides. Activations, forms and options by index in the profile.
+    """What a plan decides. Activations, forms and options by index in the step.
 
     Attributes:
         trained: names of the parameters.
@@ -33,138 +36,128 @@ class Choices:
     forms: dict[tuple[int, int], int]
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Rows: the moments in order. Columns: the variables a plan decides, 0 or 1 each.
-
-    Variables in order: each parameter trained; a gradient passing each operation; each activation whole; each option.
-
-    Attributes:
-        options: (activation, form, option) of the last group of variables.
-        constant, gains: bytes at each moment by themselves and for each variable, for static, saved and transient bytes.
+@dataclass
+class Columns:
+    """The variables a plan decides, 0 or 1 each, in order: each parameter trained; a gradient passing each operation; each
+    activation whole; each option.
     """
 
     profile: Profile
+    step: Step
+
+    def __post_init__(self) -> None:
+        self.parameter = {parameter.name: at for at, parameter in enumerate(self.profile.parameters)}
+        self.gradients = len(self.profile.parameters)
+        self.wholes = self.gradients + len(self.step.operations)
+        self.options = self.wholes + len(self.step.activations)
+        self.chosen = tuple(
+            (a, f, o)
+            for a, activation in enumerate(self.step.activations)
+            for f, form in enumerate(activation.forms)
+            for o in range(len(form.options))
+        )
+        self.count = self.options + len(self.chosen)
+
+
+@dataclass
+class Timeline:
+    """Runs of moments in which bytes live, each for one variable.
+
+    Attributes:
+        step: what the variables refer to.
+        again: the operation whose gradient makes the step run what is before it a second time; None in steps that run all once.
+    """
+
+    profile: Profile
+    optimizer: Optimizer
+    schedule: Schedule
+    step: Step
     moments: tuple[Moment, ...]
-    options: tuple[tuple[int, int, int], ...]
-    constant: Bytes  # (3, moments)
-    gains: Bytes  # (3, moments, variables)
+    again: int | None = None
+    _runs: list[tuple[int, int, int, int, int]] = field(default_factory=list)
 
     @cached_property
-    def parameter_at(self) -> dict[str, int]:
-        return {parameter.name: at for at, parameter in enumerate(self.profile.parameters)}
+    def columns(self) -> Columns:
+        return Columns(self.profile, self.step)
 
-    @property
-    def gradients_at(self) -> int:
-        return len(self.profile.parameters)
+    @cached_property
+    def row(self) -> dict[Moment, int]:
+        return {moment: number for number, moment in enumerate(self.moments)}
 
-    @property
-    def wholes_at(self) -> int:
-        return self.gradients_at + len(self.profile.operations)
+    def add(self, kind: Kind, first: int, last: int, column: int, size: int) -> None:
+        """Bytes that live from row `first` to row `last` where the variable of `column` is 1."""
+        if size and first <= last:
+            self._runs.append((KINDS.index(kind), first, last + 1, column, size))
 
-    @property
-    def options_at(self) -> int:
-        return self.wholes_at + len(self.profile.activations)
+    @cached_property
+    def _arrays(self) -> tuple[Bytes, ...]:
+        return tuple(np.array(self._runs, dtype=np.int64).reshape(-1, 5).T)
+
+    def matrix(self) -> tuple[Bytes, Bytes]:
+        """Bytes of each moment that are always there (moments), and those of each variable (moments, variables)."""
+        _, first, after, column, size = self._arrays
+        steps: Bytes = np.zeros((len(self.moments) + 1, self.columns.count + 1), dtype=np.int64)
+        np.add.at(steps, (first, column), size)  # ALWAYS is the last
+        np.add.at(steps, (after, column), -size)
+        bytes_MV = np.cumsum(steps[:-1], axis=0)
+        return bytes_MV[:, ALWAYS], bytes_MV[:, :ALWAYS]
 
     def variables(self, choices: Choices) -> Bytes:
         """The variables' values for a plan's choices."""
-        values = np.zeros(self.gains.shape[2], dtype=np.int64)
+        columns = self.columns
+        values = np.zeros(columns.count, dtype=np.int64)
         for name in choices.trained:
-            values[self.parameter_at[name]] = 1
-        for at, passes in enumerate(gradient_flow(self.profile, choices.trained)):
-            values[self.gradients_at + at] = passes
+            values[columns.parameter[name]] = 1
+        for at, passes in enumerate(gradient_flow(self.step, choices.trained)):
+            values[columns.gradients + at] = passes
         for at in choices.whole:
-            values[self.wholes_at + at] = 1
-        for at, (activation, form, option) in enumerate(self.options):
-            values[self.options_at + at] = choices.forms.get((activation, form)) == option
+            values[columns.wholes + at] = 1
+        for at, (activation, form, option) in enumerate(columns.chosen):
+            values[columns.options + at] = choices.forms.get((activation, form)) == option
         return values
+
+    def bytes(self, choices: Choices) -> Bytes:
+        """Bytes of each kind at every moment."""
+        kind, first, after, column, size = self._arrays
+        size = size * np.append(self.variables(choices), 1)[column]
+        steps: Bytes = np.zeros((len(KINDS), len(self.moments) + 1), dtype=np.int64)
+        np.add.at(steps, (kind, first), size)
+        np.add.at(steps, (kind, after), -size)
+        return np.cumsum(steps[:, :-1], axis=1)
+
+    def peak_bytes(self, choices: Choices) -> int:
+        """The highest predicted footprint."""
+        return int(self.bytes(choices).sum(0).max())
+
+    def seconds(self, choices: Choices) -> float:
+        """Of a step with all kept whole, its update left out."""
+        operations, passes = self.step.operations, gradient_flow(self.step, choices.trained)
+        forward = sum(operation.forward_seconds for operation in operations)
+        backward = sum(operation.backward_seconds for operation, passed in zip(operations, passes, strict=True) if passed)
+        if self.again is not None and passes[self.again]:
+            forward += sum(operation.forward_seconds for operation in operations[: self.again + 1])
+        return forward + backward
 
     def predict(self, choices: Choices) -> tuple[Footprint, ...]:
         """Footprint at every moment."""
-        bytes_3M = self.constant + self.gains @ self.variables(choices)
-        return tuple(Footprint(moment, *(int(part) for part in bytes_3M[:, at])) for at, moment in enumerate(self.moments))
+        bytes_KM = self.bytes(choices)
+        return tuple(Footprint(moment, *(int(part) for part in bytes_KM[:, at])) for at, moment in enumerate(self.moments))
 
 
-def gradient_flow(profile: Profile, trained: frozenset[str]) -> list[bool]:
+def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:
     """For each operation, whether a gradient passes it: it reads a trained parameter, or an output that needs one."""
     passes: list[bool] = []
-    for operation in profile.operations:
+    for operation in step.operations:
         passes.append(any(p in trained for p in operation.parameters) or any(passes[i] for i in operation.inputs))
     return passes
 
 
-def exact_choices(profile: Profile, trained: frozenset[str]) -> Choices:
+def exact_choices(step: Step, trained: frozenset[str]) -> Choices:
     """Keep whole whatever the trained parameters need."""
-    passes = gradient_flow(profile, trained)
+    passes = gradient_flow(step, trained)
     needed = (
         at
-        for at, activation in enumerate(profile.activations)
+        for at, activation in enumerate(step.activations)
         if any(h.parameter in trained if h.needed_for == "weight" else passes[h.operation] for h in activation.holders)
     )
     return Choices(trained, frozenset(needed), {})
-
-
-def timeline(profile: Profile, optimizer: Optimizer, corrections: tuple[Correction, ...] = ()) -> Timeline:
-    """The rows for a profile and an optimizer. A correction adds to its moment what a measured step took beyond the prediction."""
-    moments, at = _moments(profile)
-    static, saved, transient = range(3)
-    options = tuple(
-        (a, f, o)
-        for a, activation in enumerate(profile.activations)
-        for f, form in enumerate(activation.forms)
-        for o in range(len(form.options))
-    )
-    parameters, operations = len(profile.parameters), len(profile.operations)
-    constant: Bytes = np.zeros((3, len(moments)), dtype=np.int64)
-    gains: Bytes = np.zeros((3, len(moments), parameters + operations + len(profile.activations) + len(options)), dtype=np.int64)
-    last_reader = {name: i for i, operation in enumerate(profile.operations) for name in operation.parameters}
-
-    constant[static] += profile.static_bytes
-    for column, parameter in enumerate(profile.parameters):
-        gains[static, :, column] += optimizer.states * parameter.bytes
-        if parameter.name in last_reader:  # its gradient: from the first backward that gives a part of it
-            gains[static, at["backward", last_reader[parameter.name]] :, column] += parameter.bytes
-    for size, born, last_use in profile.storages:
-        constant[transient, at["forward", born] : at["forward", last_use] + 1] += size
-    for i, operation in enumerate(profile.operations):
-        constant[transient, at["forward", i]] += operation.forward_bytes
-        gains[transient, at["backward", i], parameters + i] += operation.backward_bytes
-        gains[saved, at["forward", i] + 1 : at["backward", i] + 1, parameters + i] += operation.internal_bytes
-    for column, activation in enumerate(profile.activations, start=parameters + operations):
-        release = min(holder.operation for holder in activation.holders)
-        gains[saved, at["forward", activation.last_use] + 1 : at["backward", release] + 1, column] += activation.bytes
-    for column, (a, f, o) in enumerate(options, start=parameters + operations + len(profile.activations)):
-        form = profile.activations[a].forms[f]
-        option = form.options[o]
-        holders = [profile.activations[a].holders[h].operation for h in form.holders]
-        made = at["compress", min(holders)]
-        gains[saved, made : at["backward", min(holders)] + 1, column] += option.held_bytes
-        gains[transient, made, column] += option.compress_bytes
-        for holder in holders:
-            gains[transient, at["backward", holder], column] += option.restore_bytes
-    if optimizer.states == 2:  # Adam works out one parameter's step in two temporaries
-        constant[transient, -1] += 2 * max((parameter.bytes for parameter in profile.parameters), default=0)
-    row = {moment: number for number, moment in enumerate(moments)}
-    for correction in corrections:
-        constant[transient, row[correction.moment]] += correction.extra_bytes
-    return Timeline(profile, moments, options, constant, gains)
-
-
-def _moments(profile: Profile) -> tuple[tuple[Moment, ...], dict[tuple[str, int], int]]:
-    """The moments in order, and the row of each phase of each operation."""
-    first_holders = {
-        min(activation.holders[h].operation for h in form.holders) for activation in profile.activations for form in activation.forms
-    }
-    moments: list[Moment] = []
-    at: dict[tuple[str, int], int] = {}
-    for i, operation in enumerate(profile.operations):
-        if i in first_holders:
-            at["compress", i] = len(moments)
-            moments.append(Moment("compress", operation.name))
-        at["forward", i] = len(moments)
-        moments.append(Moment("forward", operation.name))
-    for i in reversed(range(len(profile.operations))):
-        at["backward", i] = len(moments)
-        moments.append(Moment("backward", profile.operations[i].name))
-    moments.append(Moment("update", "optimizer"))
-    return tuple(moments), at

@@ -27,7 +27,7 @@ def prove(model: Path, checkpoint: Path, sample: Path, profile: Profile, plan: P
         "sample": str(sample),
         "loss": profile.loss,
         "batch_norm": profile.batch_norm,
-        "batch_size": profile.batch_size,
+        "batch_size": profile.whole.batch_size,
         "optimizer": asdict(plan.optimizer),
         "budget_bytes": plan.budget_bytes,
         "trainable": [parameter.name for parameter in plan.parameters if parameter.trainable],
@@ -75,7 +75,7 @@ def _corrections(plan: Plan, moments: list[dict[str, Any]], measured_peak_bytes:
     live = {Moment(**each["moment"]): int(each["live_bytes"]) for each in moments}
     unseen = max(0, measured_peak_bytes - max(live.values()))
     extra = {moment: live[moment] + unseen - predicted[moment] for moment in live if moment in predicted}
-    return tuple(Correction(moment, more) for moment, more in extra.items() if more > 0)
+    return tuple(Correction(plan.schedule, moment, more) for moment, more in extra.items() if more > 0)
 
 
 def _host() -> dict[str, str]:

@@ -23,7 +23,9 @@ def amount(size: int) -> str:
 
 def plan_table(plan: Plan, certificate: Certificate, wide: bool) -> RenderableType:
     """What is held how, what trains, and what a step takes beside the budget. `wide`: with what needs more than 80 columns."""
-    return Group(_activations(plan, wide), Text(), _parameters(plan), Text(), _peak(plan), Text(), _steps(plan, certificate))
+    return Group(
+        _activations(plan, wide), Text(), _parameters(plan), _schedule(plan), Text(), _peak(plan), Text(), _steps(plan, certificate)
+    )
 
 
 def _activations(plan: Plan, wide: bool) -> Table:
@@ -52,6 +54,16 @@ def _parameters(plan: Plan) -> Text:
     frozen = [parameter.name for parameter in plan.parameters if not parameter.trained]
     line = f"{len(trained)} of {len(plan.parameters)} parameters train ({amount(sum(parameter.bytes for parameter in trained))})"
     return Text(line + (f"; frozen: {_some(tuple(frozen))}" if frozen else ""))
+
+
+def _schedule(plan: Plan) -> Text:
+    schedule = plan.schedule
+    how = [f"{schedule.micro_batch} samples at a time"]
+    if schedule.split is not None:
+        how.append(f"{schedule.slice} at a time up to {schedule.split}")
+    if schedule.early_updates:
+        how.append("each parameter updated as its gradient comes")
+    return Text("The batch goes through " + ", ".join(how))
 
 
 def _peak(plan: Plan) -> Table:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfit.forms import Form, Held
-from memfit.operators.held import HeldTensor, restored_ranges, unpacked
+from memfit.forms import Held
+from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
 
 ConvArguments = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
@@ -17,7 +17,7 @@ ConvArguments = tuple[list[int], list[int], list[int], int]  # stride, padding, 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, form: Form | None, *held: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, form: Restorable | None, *held: Tensor
     ) -> Tensor:
         stride, padding, dilation, groups = arguments
         ctx.arguments, ctx.form, ctx.shape, ctx.weight_shape = arguments, form, x.shape, weight.shape

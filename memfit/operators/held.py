@@ -1,22 +1,32 @@
 """Holding the input of an operation: whole or in a form, and working through it by ranges of samples."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from memfit.forms import Form, Held
+from memfit.shipped import tensors_of
 
 RESTORE_BYTES = 4 << 20  # of dense tensor restored at once; one sample if that is more
 
 
+class Restorable(Protocol):
+    """What gives an activation back from what is held of it: a form, or a chain of operations."""
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+        """Samples start..stop-1 of the activation, whose shape was `shape`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HeldTensor:
-    """An activation in a form, as its holders share it."""
+    """An activation as its holders share it, not whole."""
 
-    form: Form
+    form: Restorable
     tensors: Held
 
 
@@ -25,16 +35,24 @@ class Hold(nn.Module):
 
     def __init__(self, form: Form) -> None:
         super().__init__()
-        self.form = form
+        self._form = form
+        for name, tensor in tensors_of(form).items():  # they move with the model, and leave its state_dict as it was
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def form(self) -> Form:
+        own = {name: getattr(self, name) for name in tensors_of(self._form)}
+        return replace(self._form, **own) if own else self._form  # type: ignore[type-var]
 
     def forward(self, x: Tensor) -> HeldTensor | None:
         if not torch.is_grad_enabled():
             return None
         with torch.no_grad():
-            return HeldTensor(self.form, self.form.compress(x.detach()))
+            form = self.form
+            return HeldTensor(form, form.compress(x.detach()))
 
 
-def unpacked(held: HeldTensor | None) -> tuple[Form | Tensor | None, ...]:
+def unpacked(held: HeldTensor | None) -> tuple[Restorable | Tensor | None, ...]:
     """Form and tensors as arguments of an autograd function, which sees tensors only where they stand by themselves."""
     return (None,) if held is None else (held.form, *held.tensors)
 
@@ -44,7 +62,7 @@ def samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
     return min(max(1, RESTORE_BYTES // max(1, itemsize * prod(shape[1:]))), shape[0])
 
 
-def restored_ranges(form: Form, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
+def restored_ranges(form: Restorable, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
     """The held tensor, a range of samples at a time."""
     step = max(1, samples_at_once(shape, itemsize))
     for start in range(0, shape[0], step):

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfit.forms import Form, Held
-from memfit.operators.held import HeldTensor, restored_ranges, unpacked
+from memfit.forms import Held
+from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
 
 
 # B = samples, F = features in, O = features out; further axes between B and F count as samples of the product.
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OF: Tensor, bias_O: Tensor | None, form: Form | None, *held: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_OF: Tensor, bias_O: Tensor | None, form: Restorable | None, *held: Tensor) -> Tensor:
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.form, ctx.shape = form, x.shape

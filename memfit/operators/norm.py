@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfit.forms import Form, Held
-from memfit.operators.held import HeldTensor, restored_ranges, unpacked
+from memfit.forms import Held
+from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
 
 
 class _FrozenBatchNorm(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         mean: Tensor,
         variance: Tensor,
         eps: float,
-        form: Form | None,
+        form: Restorable | None,
         *held: Tensor,
     ) -> Tensor:
         kept: Held = () if not ctx.needs_input_grad[1] else held if form is not None else (x,)

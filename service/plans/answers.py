@@ -48,6 +48,10 @@ class PlanContent(BaseModel):
     predicted_peak_bytes: int | None = None
     footprint: Footprint | None = Field(None, description="At the predicted peak.")
     micro_batch: int | None = Field(None, description="Samples that go through the model at a time.")
+    early_updates: bool | None = Field(None, description="Whether each parameter is updated as soon as its gradient is complete.")
+    split: str | None = Field(None, description="The operation up to which fewer samples go at a time; null: the model is not divided.")
+    slice: int | None = Field(None, description="Samples at a time up to the split.")
+    predicted_seconds: float | None = Field(None, description="Of a step, from the profile.")
     parameters: tuple[ParameterChoice, ...] | None = Field(None, description="Which of them train.")
     activations: tuple[ActivationChoice, ...] | None = Field(None, description="How each is held for the backward pass.")
     timeline: tuple[Footprint, ...] | None = Field(None, description="Predicted, at every moment of the step.")
@@ -109,7 +113,11 @@ def plan_content(
             "gap": plan.gap,
             "predicted_peak_bytes": plan.predicted_peak_bytes,
             "footprint": Footprint.of(plan.peak),
-            "micro_batch": plan.micro_batch,
+            "micro_batch": plan.schedule.micro_batch,
+            "early_updates": plan.schedule.early_updates,
+            "split": plan.schedule.split,
+            "slice": plan.schedule.slice or None,
+            "predicted_seconds": plan.predicted_seconds,
             "parameters": plan.parameters,
             "activations": plan.activations,
             "timeline": tuple(Footprint.of(footprint) for footprint in plan.timeline),

@@ -1,6 +1,7 @@
 """Every operator against float64 autograd: output, input and bias gradients exact; the weight gradient that of the restored activation."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfit.forms import Form, Hosvd, Svd
+from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Svd
 from memfit.operators import held
 from memfit.operators.conv import convolution
 from memfit.operators.held import HeldTensor, Hold
@@ -38,14 +39,54 @@ def random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @st.composite
+def coded(draw: st.DrawFn, shape: tuple[int, ...]) -> Coded:
+    """A coded form with any transform, table and bytes."""
+    feature = draw(st.integers(1, len(shape) - 1))
+    grid = [size for axis, size in enumerate(shape) if axis not in (0, feature)]
+    blocks = tuple(draw(st.sampled_from([part for part in range(1, size + 1) if size % part == 0])) for size in grid)
+    features, seed = shape[feature], draw(st.integers(0, 9))
+    kept = draw(st.integers(1, features))
+    basis = torch.linalg.qr(random((features, features), seed))[0][:kept].half() if draw(st.booleans()) else None
+    positions = (features if basis is None else kept) * prod(blocks)
+    deviations = torch.randint(150, 256, (positions,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return Coded(
+        feature=feature,
+        blocks=blocks,
+        sample_bytes=draw(st.integers(0, 3 * prod(shape[1:]))),
+        largest=2.0,
+        bounds=(),
+        dither=False,
+        mean=random((features,), seed).float(),
+        basis=basis,
+        deviations=deviations if draw(st.booleans()) else None,
+    )
+
+
+@st.composite
+def bases(draw: st.DrawFn, shape: tuple[int, ...]) -> Basis:
+    """Fixed random directions of any ranks."""
+    ranks = tuple(draw(st.integers(1, size)) for size in shape[1:])
+    factors = [torch.linalg.qr(random((n, n), n))[0][:, :r].flatten() for n, r in zip(shape[1:], ranks, strict=True) if r < n]
+    return Basis(shape[1:], ranks, torch.cat([torch.zeros(0, dtype=torch.float64), *factors]))
+
+
+@st.composite
 def forms(draw: st.DrawFn, shape: tuple[int, ...]) -> Form | None:
     """A form for a tensor of this shape, with ranks up to beyond what it allows; None keeps it whole."""
     threshold = draw(st.sampled_from([0.3, 0.9, 1.0]))
-    kind = draw(st.sampled_from(["whole", "svd", "hosvd"]))
+    kind = draw(st.sampled_from(["whole", "svd", "hosvd", "coded", "basis", "quantised", "patch_mean"]))
     if kind == "whole":
         return None
     if kind == "hosvd":
         return Hosvd(tuple(draw(st.integers(1, size + 1)) for size in shape), threshold)
+    if kind == "coded":
+        return draw(coded(shape))
+    if kind == "basis":
+        return draw(bases(shape))
+    if kind == "quantised" or (kind == "patch_mean" and len(shape) < 3):
+        return draw(st.sampled_from([Int8(), Int4(), Bfloat16()]))
+    if kind == "patch_mean":
+        return PatchMean(tuple(draw(st.integers(1, size + 1)) for size in shape[2:]))
     first = draw(st.integers(0, len(shape) - 1))
     return Svd((first, draw(st.integers(first + 1, len(shape)))), draw(st.integers(1, 9)), threshold)
 

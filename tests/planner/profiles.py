@@ -1,38 +1,101 @@
 """Small random profiles: chains and branches, shared activations, masks and forms, moments that bind in forward or backward."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
-from planner.profile import Activation, Form, Holder, Operation, Option, Parameter, Profile
+from planner.profile import Activation, Form, Holder, Operation, Option, Parameter, Profile, Setting, Step
 
 amounts = st.integers(0, 6)
+tenths = st.integers(1, 9).map(lambda n: n / 10)
 
 
 @st.composite
-def small_profiles(draw: st.DrawFn) -> Profile:
+def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
+    """Profiles of a whole batch and, with the `steps` after the first, of parts of it."""
     count = draw(st.integers(2, 4))
-    parameters, operations = [], []
+    parameters, reads, inputs = [], [], []
     for i in range(count):
         has_weight = draw(st.booleans()) or i == 0
-        names = (f"w{i}",) if has_weight else ()
+        reads.append((f"w{i}",) if has_weight else ())
         if has_weight:
             parameters.append(Parameter(f"w{i}", (1,), draw(st.integers(1, 4)), float(draw(st.integers(1, 9)))))
-        inputs = sorted({i - 1, draw(st.integers(0, i - 1))}) if i else ()
-        operations.append(Operation(f"op{i}", "op", tuple(inputs), names, draw(amounts), draw(amounts), draw(st.integers(0, 2))))
-    storages, activations = [], []
-    for i in range(count - 1):
-        readers = [j for j in range(i + 1, count) if i in operations[j].inputs] or [i + 1]
-        size = draw(st.integers(1, 9))
-        storages.append((size, i, max(readers)))
-        holders = [
-            Holder(j, "weight", f"w{j}") if operations[j].parameters and draw(st.booleans()) else Holder(j, "gradient") for j in readers
-        ]
-        activations.append(
-            Activation(f"op{i}", i, (size,), "float32", size, i, max(readers), tuple(holders), draw(forms(holders, size, parameters)))
-        )
-    storages.append((1, count - 1, count - 1))
+        inputs.append(tuple(sorted({i - 1, draw(st.integers(0, i - 1))})) if i else ())
+    if count > 2 and draw(st.booleans()):
+        reads[-1] = (*reads[-1], "w0")  # tied
+    structure = draw(activations(reads, inputs, parameters))
+    sizes = [4, 2, 1][: draw(st.integers(1, steps))]
+    splits = tuple(f"op{i}" for i in range(count - 1) if all(i <= min(inputs[j]) for j in range(i + 1, count)) and not tied(reads, i))
     return Profile(
-        "graph", "mse", "frozen", 1, draw(amounts), tuple(parameters), tuple(operations), tuple(activations), tuple(storages), 1 << 20, 1.0
+        graph="graph",
+        loss="mse",
+        batch_norm="frozen",
+        static_bytes=draw(amounts),
+        parameters=tuple(parameters),
+        steps=tuple(draw(step(size, reads, inputs, structure)) for size in sizes),
+        splits=splits if len(sizes) > 1 else (),
+        plain_peak_bytes=1 << 20,
+        plain_seconds=1.0,
     )
+
+
+def tied(reads: list[tuple[str, ...]], i: int) -> bool:
+    return any(set(reads[a]) & set(reads[b]) for a in range(i + 1) for b in range(i + 1, len(reads)))
+
+
+@st.composite
+def step(
+    draw: st.DrawFn, size: int, reads: list[tuple[str, ...]], inputs: list[tuple[int, ...]], structure: tuple[Activation, ...]
+) -> Step:
+    """One size of a step: the bytes are its own, what is lost is not."""
+
+    def resized(activation: Activation) -> Activation:
+        smaller = max(1, activation.bytes * size // 4)
+        forms = tuple(
+            replace(
+                form,
+                options=tuple(
+                    replace(o, held_bytes=o.held_bytes * size // 4, compress_bytes=draw(amounts), restore_bytes=draw(amounts))
+                    for o in form.options
+                ),
+            )
+            for form in activation.forms
+        )
+        return replace(activation, bytes=smaller, forms=forms)
+
+    resized_structure = tuple(map(resized, structure))
+    storages = [(a.bytes, a.born, a.last_use) for a in resized_structure] + [(1, len(reads) - 1, len(reads) - 1)]
+    return Step(
+        batch_size=size,
+        operations=tuple(
+            Operation(
+                f"op{i}", "op", inputs[i], reads[i], draw(amounts), draw(amounts), draw(st.integers(0, 2)), draw(tenths), draw(tenths)
+            )
+            for i in range(len(reads))
+        ),
+        activations=resized_structure,
+        storages=tuple(storages),
+    )
+
+
+@st.composite
+def activations(
+    draw: st.DrawFn, reads: list[tuple[str, ...]], inputs: list[tuple[int, ...]], parameters: list[Parameter]
+) -> tuple[Activation, ...]:
+    made: list[Activation] = []
+    for i in range(len(reads) - 1):
+        readers = [j for j in range(i + 1, len(reads)) if i in inputs[j]] or [i + 1]
+        size = draw(st.integers(1, 9))
+        holders = [Holder(j, "weight", reads[j][0]) if reads[j] and draw(st.booleans()) else Holder(j, "gradient") for j in readers]
+        menu = draw(forms(holders, size, parameters))
+        sources = [a for a, other in enumerate(made) if min(h.operation for h in other.holders) <= min(readers)]
+        if menu and sources:  # worked out again from what is whole
+            source = draw(st.sampled_from(sources))
+            settings: dict[str, Setting] = {"sources": (made[source].name,)}
+            again = Option("recompute", settings, 0, 0, draw(amounts), {}, draw(st.integers(0, 2)) / 10, (source,))
+            menu = (replace(menu[0], options=(*menu[0].options, again)), *menu[1:])
+        made.append(Activation(f"op{i}", i, (size,), "float32", size, i, max(readers), tuple(holders), menu))
+    return tuple(made)
 
 
 @st.composite
@@ -40,11 +103,12 @@ def forms(draw: st.DrawFn, holders: list[Holder], size: int, parameters: list[Pa
     made = []
     energies = {p.name: p.gradient_energy for p in parameters}
     dense = tuple(h for h, holder in enumerate(holders) if holder.needed_for == "weight")
-    if dense and draw(st.booleans()):
+    if dense and draw(st.integers(0, 2)):
         options = []
         for _ in range(draw(st.integers(1, 2))):
             lost = {str(holders[h].parameter): draw(st.integers(0, 4)) / 4 * energies.get(str(holders[h].parameter), 1.0) for h in dense}
-            options.append(Option("hosvd", {}, draw(st.integers(0, size)), draw(amounts), draw(amounts), lost, 0.0))
+            held, shipped = draw(st.integers(0, size)), draw(st.integers(0, 2))
+            options.append(Option("hosvd", {}, held, draw(amounts), draw(amounts), lost, 0.0, shipped_bytes=shipped))
         made.append(Form("value", dense, tuple(options)))
     for h, holder in enumerate(holders):
         if holder.needed_for == "gradient" and draw(st.booleans()):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import memfit
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
+from memfit.recipe import RECOMPUTE, HeldForm
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, InfeasibleBudget
 from planner.patching import recipe_of
@@ -54,15 +55,35 @@ def test_lossless_plans_have_the_gradients_of_the_original(name: str) -> None:
     graph, sample, loss = graph_of(name, torch.float64)
     profile = profile_of(graph, sample, loss)
     truth = gradients(graph.module, sample, loss)
-    # Every mask there is, and then none.
-    masks = tuple(f.value for a in profile.activations for f in a.forms if f.options and f.options[0].technique == "mask")
+    # Nothing, every mask there is, and every way to work an activation out again.
+    masks = tuple(f.value for a in profile.whole.activations for f in a.forms if f.options and f.options[0].technique in ("mask", "index"))
     exact = graph.exact_recipe(loss)
-    for recipe in (exact, dataclasses.replace(exact, masks=masks)):
+    again = recomputing(profile)
+    assert len(again) >= 2
+    forms = [dataclasses.replace(exact, forms=(form,), masks=masks) for form in again]
+    for recipe in (exact, dataclasses.replace(exact, masks=masks), *forms):
         ours = gradients(graph.rewritten(recipe), sample, loss)
         assert ours.keys() == truth.keys()
         for parameter, gradient in truth.items():
             assert float((ours[parameter] - gradient).norm() / gradient.norm()) <= 1e-10, parameter
     assert masks or name == "attending"
+
+
+def recomputing(profile: Profile) -> list[HeldForm]:
+    """Every option of the profile that works an activation out again."""
+    operations = profile.whole.operations
+    return [
+        HeldForm(
+            form.value,
+            tuple(operations[activation.holders[h].operation].name for h in form.holders),
+            option.technique,
+            dict(option.settings),
+        )
+        for activation in profile.whole.activations
+        for form in activation.forms
+        for option in form.options
+        if option.technique == RECOMPUTE
+    ]
 
 
 def test_the_whole_budget_gives_an_exact_plan(case: Case) -> None:
@@ -75,19 +96,22 @@ def test_the_whole_budget_gives_an_exact_plan(case: Case) -> None:
         torch.testing.assert_close(ours[parameter], gradient, msg=parameter)
 
 
-def tight_plan(profile: Profile, optimizer: Optimizer = WITHOUT_STATE) -> Plan:
+LOSSY = ("mask", "svd", "hosvd")
+
+
+def tight_plan(profile: Profile, optimizer: Optimizer = WITHOUT_STATE, techniques: tuple[str, ...] = LOSSY) -> Plan:
     """A plan with little more room than the least, but in which much still trains."""
     try:
-        solve(profile, PlanRequest(Budget(amount_bytes=profile.static_bytes // 2), optimizer))
+        solve(profile, PlanRequest(Budget(amount_bytes=profile.static_bytes // 2), optimizer, techniques=techniques))
     except InfeasibleBudget as error:
         least = error.least_budget_bytes
-    peak = plain_peak_bytes(profile, optimizer)
-    return solve(profile, PlanRequest(Budget(amount_bytes=least + (peak - least) // 2), optimizer))
+    room = (plain_peak_bytes(profile, optimizer) - least) // (2 if techniques == LOSSY else 8)
+    return solve(profile, PlanRequest(Budget(amount_bytes=least + room), optimizer, techniques=techniques))
 
 
 def agrees(fidelity: float, plan: Plan, profile: Profile) -> bool:
     """Whether measured fidelity is the predicted; with tied weights, whose loss is an upper limit, at least that."""
-    tied = any(sum(p in operation.parameters for operation in profile.operations) > 1 for p in ("head.weight", "tied.weight"))
+    tied = any(sum(p in operation.parameters for operation in profile.whole.operations) > 1 for p in ("head.weight", "tied.weight"))
     return fidelity >= plan.fidelity - 1e-3 and (tied or fidelity <= plan.fidelity + 1e-3)
 
 
@@ -125,7 +149,7 @@ def test_what_is_held_is_what_the_plan_says(case: Case) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = module(*batch.inputs)
     passing = {parameter.name for parameter in plan.parameters if parameter.trained}
-    internal = sum(operation.internal_bytes for operation in profile.operations if operation.name != "loss")
+    internal = sum(operation.internal_bytes for operation in profile.whole.operations if operation.name != "loss")
     planned = sum(choice.held_bytes for choice in plan.activations if choice.holders != ("loss",))
     assert passing
     del outputs
@@ -133,10 +157,11 @@ def test_what_is_held_is_what_the_plan_says(case: Case) -> None:
     assert sum(kept.values()) >= planned * 0.8 or planned < 2000
 
 
+@pytest.mark.parametrize("techniques", [LOSSY, ("*",)], ids=str)
 @pytest.mark.parametrize("optimizer", [Optimizer("sgd", 0.9), Optimizer("adam")], ids=str)
-def test_a_plan_is_proved_in_a_fresh_process(case: Case, optimizer: Optimizer, tmp_path: Path) -> None:
+def test_a_plan_is_proved_in_a_fresh_process(case: Case, optimizer: Optimizer, techniques: tuple[str, ...], tmp_path: Path) -> None:
     graph, sample, profile = case
-    plan = tight_plan(profile, optimizer)
+    plan = tight_plan(profile, optimizer, techniques)
     model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
     torch.export.save(graph.program, model)
     save_file(sample, file)

@@ -1,86 +1,197 @@
 """The footprint of a plan, moment by moment, in the plainest words; and every plan there is."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, product
 
-from planner.profile import Activation, Moment, Profile
+from planner.plan import Schedule
+from planner.profile import Activation, Moment, Option, Profile, Step
 from planner.request import Optimizer
 from planner.timeline import Choices
 
 
-def needs_gradient(profile: Profile, trained: frozenset[str], operation: int) -> bool:
-    it = profile.operations[operation]
-    return any(p in trained for p in it.parameters) or any(needs_gradient(profile, trained, i) for i in it.inputs)
+def step_of(profile: Profile, schedule: Schedule) -> Step:
+    """What choices of a schedule refer to: operations and activations at the sizes they have in it."""
+    steps = {step.batch_size: step for step in profile.steps}
+    if schedule.split is None:
+        return steps[schedule.micro_batch]
+    small, large = steps[schedule.slice], profile.steps[0]
+    cut = [operation.name for operation in large.operations].index(schedule.split)
+    activations = []
+    for a, activation in enumerate(large.activations):
+        held_before = [h for h, holder in enumerate(activation.holders) if holder.operation <= cut]
+        if activation.born > cut:  # what it may be worked out from is after the split too, or what crosses it, which is there anyway
+            forms = tuple(
+                replace(form, options=tuple(replace(o, sources=_after(o, cut)) for o in form.options if min(o.sources, default=cut) >= cut))
+                for form in activation.forms
+            )
+            activations.append(replace(activation, forms=forms))
+        elif len(held_before) == len(activation.holders):
+            activations.append(small.activations[a])
+        elif held_before:
+            forms = tuple(
+                replace(form, holders=tuple(held_before.index(h) for h in form.holders))
+                for form in small.activations[a].forms
+                if set(form.holders) <= set(held_before)
+            )
+            holders = tuple(activation.holders[h] for h in held_before)
+            activations.append(replace(small.activations[a], holders=holders, forms=forms, last_use=cut))
+        else:
+            activations.append(replace(activation, bytes=0, forms=()))
+    operations = (*small.operations[: cut + 1], *large.operations[cut + 1 :])
+    return Step(large.batch_size, operations, tuple(activations), ())
 
 
-def needed_holders(profile: Profile, trained: frozenset[str], activation: Activation) -> list[int]:
+def _after(option: Option, cut: int) -> tuple[int, ...]:
+    return tuple(source for source in option.sources if source > cut)
+
+
+def needs_gradient(step: Step, trained: frozenset[str], operation: int) -> bool:
+    it = step.operations[operation]
+    return any(p in trained for p in it.parameters) or any(needs_gradient(step, trained, i) for i in it.inputs)
+
+
+def needed_holders(step: Step, trained: frozenset[str], activation: Activation) -> list[int]:
     return [
         h
         for h, holder in enumerate(activation.holders)
-        if (holder.parameter in trained if holder.needed_for == "weight" else needs_gradient(profile, trained, holder.operation))
+        if (holder.parameter in trained if holder.needed_for == "weight" else needs_gradient(step, trained, holder.operation))
     ]
 
 
-def footprint(profile: Profile, choices: Choices, optimizer: Optimizer) -> dict[Moment, int]:
+@dataclass(frozen=True)
+class Pass:
+    """A forward and a backward of some operations; with times: forward counts up from `start`, backward down to `end`."""
+
+    operations: range
+    start: int
+    end: int
+
+    def backward(self, operation: int) -> int:
+        return self.end - (operation - self.operations[0])
+
+
+def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule: Schedule) -> dict[Moment, int]:
     """Bytes at every moment: walk through the step and add up what lives."""
-    last = len(profile.operations) - 1
-    moments: list[tuple[Moment, float]] = []  # with a time: forward 0, 1, 2, ...; backward after it, counted down
-    for i, operation in enumerate(profile.operations):
-        if any(i == min(a.holders[h].operation for h in f.holders) for a in profile.activations for f in a.forms):
-            moments.append((Moment("compress", operation.name), i - 0.5))
-        moments.append((Moment("forward", operation.name), i))
-    moments += [(Moment("backward", profile.operations[i].name), 2 * last + 1 - i) for i in range(last, -1, -1)]
-    moments.append((Moment("update", "optimizer"), 2 * last + 2))
+    step, count = step_of(profile, schedule), len(profile.steps[0].operations)
+    names = [operation.name for operation in step.operations]
+    first_holders = {min(a.holders[h].operation for h in f.holders) for a in step.activations for f in a.forms}
+    if schedule.split is None:
+        passes, cut = [Pass(range(count), 0, 1999)], -1
+    else:
+        cut = names.index(schedule.split)
+        passes = [Pass(range(cut + 1, count), 0, 1999), Pass(range(cut + 1), 2000, 3999)]
+    bytes_at: dict[Moment, int] = {}
+    for i in range(cut + 1):
+        small = {each.batch_size: each for each in profile.steps}[schedule.slice]
+        live = sum(size for size, born, last_use in small.storages if born <= i <= last_use)
+        live += small.operations[i].forward_bytes + crossing(profile, cut)
+        bytes_at[Moment("sliced", names[i])] = profile.static_bytes + live + _gradients(profile, choices, optimizer, schedule, passes, -1)
+    for n, each in enumerate(passes):
+        again = n == 1  # the part before the split, if its gradient is asked for
+        runs = not again or needs_gradient(step, choices.trained, cut)
+        moments: list[tuple[Moment, float]] = []
+        for i in each.operations:
+            if i in first_holders:
+                moments.append((Moment("compress", names[i]), each.start + i - each.operations[0] - 0.5))
+            moments.append((Moment("forward", names[i]), each.start + i - each.operations[0]))
+        moments += [(Moment("backward", names[i]), each.backward(i)) for i in reversed(each.operations)]
+        for moment, time in moments:
+            total = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, time)
+            if runs:
+                total += _live(profile, schedule, step, choices, each, time) + (crossing(profile, cut) if cut >= 0 else 0)
+            bytes_at[moment] = total
+    end = Moment("update", "optimizer")
+    bytes_at[end] = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, 4000)
+    if optimizer.states == 2 and not schedule.early_updates:
+        bytes_at[end] += 2 * max(parameter.bytes for parameter in profile.parameters)
+    return bytes_at
 
-    def backward(operation: int) -> float:
-        return 2 * last + 1 - operation
 
-    return {moment: _live(profile, choices, optimizer, moment, time, backward) for moment, time in moments}
+def crossing(profile: Profile, cut: int) -> int:
+    """The tensor at the split, and later its gradient."""
+    return sum(size for size, born, last_use in profile.steps[0].storages if born <= cut < last_use)
 
 
-def _live(profile, choices, optimizer, moment, time, backward) -> int:  # type: ignore[no-untyped-def]
-    trained = choices.trained
-    total = profile.static_bytes
+def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # type: ignore[no-untyped-def]
+    """Bytes of gradients, optimizer state and updates, and of what the checkpoint brings for the forms."""
+    step = step_of(profile, schedule)
+    total = sum(option(step, a, f, o).shipped_bytes for (a, f), o in choices.forms.items())
+    adams_temporaries = 2 if optimizer.states == 2 else 0
     for parameter in profile.parameters:
-        if parameter.name in trained:
-            total += optimizer.states * parameter.bytes
-            readers = [i for i, operation in enumerate(profile.operations) if parameter.name in operation.parameters]
-            if readers and time >= backward(max(readers)):
-                total += parameter.bytes
-    total += sum(size for size, born, last_use in profile.storages if born <= time <= last_use)
-    for i, operation in enumerate(profile.operations):
-        passes = needs_gradient(profile, trained, i)
-        total += operation.forward_bytes * (time == i)
-        total += operation.backward_bytes * (passes and time == backward(i))
-        total += operation.internal_bytes * (passes and i < time <= backward(i))
-    for a, activation in enumerate(profile.activations):
-        if a in choices.whole and activation.last_use < time <= backward(min(h.operation for h in activation.holders)):
-            total += activation.bytes
-        for f, form in enumerate(activation.forms):
-            if (a, f) in choices.forms:
-                option = form.options[choices.forms[a, f]]
-                holders = [activation.holders[h].operation for h in form.holders]
-                total += option.held_bytes * (min(holders) - 0.5 <= time <= backward(min(holders)))
-                total += option.compress_bytes * (time == min(holders) - 0.5)
-                total += option.restore_bytes * sum(time == backward(h) for h in holders)
-    if moment.phase == "update" and optimizer.states == 2:
-        total += 2 * max(parameter.bytes for parameter in profile.parameters)
+        if parameter.name not in choices.trained:
+            continue
+        total += optimizer.states * parameter.bytes
+        reading = [i for i, operation in enumerate(step.operations) if parameter.name in operation.parameters]
+        if not reading:
+            continue
+        n, here = next((n, each) for n, each in enumerate(passes) if reading[0] in each.operations)
+        readers = [here.backward(i) for i in reading]
+        growing = min(readers) <= time <= max(readers)
+        total += adams_temporaries * parameter.bytes * (schedule.early_updates and time == max(readers))
+        if n == 1:  # before the split: slices add up
+            total += (
+                parameter.bytes * (time >= here.start - 0.5 and not (schedule.early_updates and time == 4000)) + parameter.bytes * growing
+            )
+        elif schedule.micro_batch < profile.steps[0].batch_size:
+            total += parameter.bytes + parameter.bytes * growing
+        elif schedule.early_updates:
+            total += parameter.bytes * growing
+        else:
+            total += parameter.bytes * (time >= min(readers))
     return int(total)
 
 
-def every_plan(profile: Profile, trainable: list[str]) -> Iterator[Choices]:
+def _live(profile, schedule, step, choices, each, time) -> int:  # type: ignore[no-untyped-def]
+    total, first, last = 0, each.operations[0], each.operations[-1]
+
+    def forward(operation: int) -> int:
+        return int(each.start + min(operation, last) - first)
+
+    sizes = {one.batch_size: one for one in profile.steps}
+    storages = sizes[schedule.slice if schedule.split and first == 0 else schedule.micro_batch].storages
+    total += sum(size for size, born, use in storages if born in each.operations and forward(born) <= time <= forward(use))
+    for i in each.operations:
+        operation = step.operations[i]
+        passes = needs_gradient(step, choices.trained, i)
+        total += operation.forward_bytes * (time == forward(i))
+        total += operation.backward_bytes * (passes and time == each.backward(i))
+        total += operation.internal_bytes * (passes and forward(i) < time <= each.backward(i))
+    for a, activation in enumerate(step.activations):
+        released = min(h.operation for h in activation.holders)
+        if a in choices.whole and released in each.operations and forward(activation.last_use) < time <= each.backward(released):
+            total += activation.bytes
+        for f, form in enumerate(activation.forms):
+            holders = [activation.holders[h].operation for h in form.holders]
+            if (a, f) in choices.forms and holders[0] in each.operations:
+                option = form.options[choices.forms[a, f]]
+                total += option.held_bytes * (forward(min(holders)) - 0.5 <= time <= each.backward(min(holders)))
+                total += option.compress_bytes * (time == forward(min(holders)) - 0.5)
+                total += option.restore_bytes * sum(time == each.backward(h) for h in holders)
+    return int(total)
+
+
+def every_plan(step: Step, trainable: list[str]) -> Iterator[Choices]:
     """All choices in which something trains and every holder has what it needs, and nothing is held twice."""
     subsets = chain.from_iterable(combinations(trainable, n) for n in range(1, len(trainable) + 1))
     for trained in map(frozenset, subsets):
-        ways = [list(_ways(profile, trained, a)) for a in range(len(profile.activations))]
+        ways = [list(_ways(step, trained, a)) for a in range(len(step.activations))]
         for combination in product(*ways):
-            whole = frozenset(a for a, way in enumerate(combination) if way is None)
-            yield Choices(trained, whole, {(a, f): o for a, way in enumerate(combination) if way is not None for f, o in way.items()})
+            held = {(a, f): o for a, way in enumerate(combination) if isinstance(way, dict) for f, o in way.items()}
+            whole = {a for a, way in enumerate(combination) if way is None}
+            sources = {source for (a, f), o in held.items() for source in option(step, a, f, o).sources}
+            # A source is whole, whether or not its own holders need it; and then no form of it is held.
+            if not any(a in sources for a, _ in held):
+                yield Choices(trained, frozenset(whole | sources), held)
 
 
-def _ways(profile: Profile, trained: frozenset[str], a: int) -> Iterator[dict[int, int] | None]:
-    activation = profile.activations[a]
-    needed = set(needed_holders(profile, trained, activation))
+def option(step: Step, a: int, f: int, o: int) -> Option:
+    return step.activations[a].forms[f].options[o]
+
+
+def _ways(step: Step, trained: frozenset[str], a: int) -> Iterator[dict[int, int] | None]:
+    activation = step.activations[a]
+    needed = set(needed_holders(step, trained, activation))
     if not needed:
         yield {}
         return
@@ -91,7 +202,7 @@ def _ways(profile: Profile, trained: frozenset[str], a: int) -> Iterator[dict[in
             yield dict(zip(used, options, strict=True))
 
 
-def lost_share(profile: Profile, trainable: list[str], choices: Choices) -> float:
+def lost_share(profile: Profile, step: Step, trainable: list[str], choices: Choices) -> float:
     """Share of the trainable parameters' energy that is lost."""
     energy = {p.name: p.gradient_energy for p in profile.parameters if p.name in trainable}
     lost = 0.0
@@ -100,5 +211,15 @@ def lost_share(profile: Profile, trainable: list[str], choices: Choices) -> floa
             lost += energy[name]
             continue
         for (a, f), o in choices.forms.items():
-            lost += min(energy[name], profile.activations[a].forms[f].options[o].lost_energy.get(name, 0.0))
+            lost += min(energy[name], option(step, a, f, o).lost_energy.get(name, 0.0))
     return lost / sum(energy.values())
+
+
+def seconds(profile: Profile, choices: Choices, schedule: Schedule) -> float:
+    """Of a step: every operation that runs, and the options' own work."""
+    step, total = step_of(profile, schedule), 0.0
+    cut = [operation.name for operation in step.operations].index(schedule.split) if schedule.split is not None else -1
+    for i, operation in enumerate(step.operations):
+        total += operation.forward_seconds + operation.forward_seconds * (i <= cut and needs_gradient(step, choices.trained, cut))
+        total += operation.backward_seconds * needs_gradient(step, choices.trained, i)
+    return total + sum(option(step, a, f, o).seconds for (a, f), o in choices.forms.items())

@@ -169,8 +169,8 @@ def test_a_budget_no_plan_fits_is_answered_with_the_least_that_one_does(service:
 def test_a_profile_shows_what_was_measured_and_is_measured_once(service: Running, first: dict[str, Any]) -> None:
     profile = service.client.get(f"/v1/profiles/{first['profile']}").json()
     assert profile["state"] == "ready"
-    assert profile["measured"]["batch_size"] == profile["settings"]["batch_size"] == BATCH
-    assert profile["measured"]["activations"]
+    assert profile["measured"]["steps"][0]["batch_size"] == profile["settings"]["batch_size"] == BATCH
+    assert profile["measured"]["steps"][0]["activations"]
     assert profile["measured"]["plain"]
     again = service.client.post("/v1/profiles", json={"model": first["model"], "sample": first["sample"]})
     assert (again.status_code, again.json()["id"], again.json()["job"]) == (202, first["profile"], profile["job"])

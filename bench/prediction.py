@@ -1,0 +1,143 @@
+"""How well peaks are predicted: `python -m bench.prediction` plans cells of models, batch sizes, optimizers and budgets, measures the
+first plan of each in a process of its own, and writes docs/prediction.md.
+
+Where a first plan is over its budget, it goes through verification, and the peak of what that returns stands beside it.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import memfit
+from bench import models
+from bench.cells import Printing, host, mebibytes, stages
+from bench.measure import allocator_peak_bytes
+from planner.errors import InfeasibleBudget, UnverifiedPlan
+from planner.patching import recipe_of
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budget
+from planner.solver import solve
+from service import pipeline
+
+RESULTS = Path("docs/prediction.md")
+BEGIN, END = "<!-- cells: begin -->", "<!-- cells: end -->"
+BATCHES = {
+    "mobilenet_v2": (4, 8),
+    "resnet_18": (4, 8),
+    "resnet_50": (4,),
+    "vit_tiny": (4, 8),
+    "bert_4": (8, 16),
+    "unet": (4, 8),
+    "gpt": (8,),
+}
+OPTIMIZERS = {"sgd": Optimizer(), "momentum": Optimizer("sgd", 0.9), "adam": Optimizer("adam")}
+BUDGETS = {"sgd": ("60%", "30%"), "momentum": ("80%", "40%"), "adam": ("70%", "50%")}
+HEADINGS = ("model", "batch", "optimizer", "budget", "schedule", "fidelity", "predicted", "measured", "error", "verified")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One first plan and what its step took. `verified_bytes`: of the plan that verification came to, None if it is the first."""
+
+    model: str
+    batch: int
+    optimizer: str
+    plan: Plan
+    measured_bytes: int
+    verified_bytes: int | None
+
+    @property
+    def error(self) -> float:
+        return self.measured_bytes / self.plan.predicted_peak_bytes - 1
+
+    @property
+    def holds(self) -> bool:
+        return (self.verified_bytes or self.measured_bytes) <= self.plan.budget_bytes
+
+    def row(self) -> list[str]:
+        schedule = self.plan.schedule
+        parts = [f"{schedule.micro_batch} at a time"] if schedule.micro_batch < self.batch else []
+        parts += [f"{schedule.slice} at a time up to `{schedule.split}`"] if schedule.split else []
+        parts += ["early updates"] if schedule.early_updates else []
+        return [
+            self.model,
+            str(self.batch),
+            self.optimizer,
+            mebibytes(self.plan.budget_bytes),
+            ", ".join(parts) or "plain",
+            f"{self.plan.fidelity:.4f}",
+            mebibytes(self.plan.predicted_peak_bytes),
+            mebibytes(self.measured_bytes),
+            f"{100 * self.error:+.2f} %",
+            mebibytes(self.verified_bytes) if self.verified_bytes else "the first",
+        ]
+
+
+def profile_of(name: str, batch: int, folder: Path) -> Profile:
+    model, sample = folder / f"{name}.pt2", folder / f"{name}-{batch}.safetensors"
+    if not model.exists():
+        models.export(name, model)
+    models.write_sample(name, sample, batch)
+    with stages(folder / "log") as running:
+        settings = ProfileSettings(models.CASES[name].loss, batch_size=batch)
+        return pipeline.measure(running, model, sample, settings, Printing(f"{name}, batch {batch}"))
+
+
+def cell(name: str, batch: int, optimizer: str, budget: str, profile: Profile, folder: Path) -> Cell | None:
+    """None where no plan fits the budget."""
+    model, sample, checkpoint = folder / f"{name}.pt2", folder / f"{name}-{batch}.safetensors", folder / "checkpoint.pt2"
+    request = PlanRequest(parse_budget(budget), OPTIMIZERS[optimizer])
+    try:
+        plan = solve(profile, request)
+    except InfeasibleBudget:
+        return None
+    memfit.save(checkpoint, torch.export.load(model), recipe_of(profile, plan))
+    measured = verified = allocator_peak_bytes(name, sample, checkpoint)
+    if measured > plan.budget_bytes:
+        with stages(folder / "log") as running:
+            try:
+                verified = pipeline.prove(running, model, sample, profile, request, Printing(name)).certificate.measured_peak_bytes
+            except (InfeasibleBudget, UnverifiedPlan):
+                return None
+    return Cell(name, batch, optimizer, plan, measured, verified if verified != measured else None)
+
+
+def write(cells: list[Cell], command: str) -> None:
+    errors = [abs(each.error) for each in cells]
+    summary = (
+        f"{len(cells)} cells: median absolute error {100 * median(errors):.2f} %, worst {100 * max(errors):.2f} %; "
+        f"{sum(not each.holds for each in cells)} over the budget after verification."
+    )
+    lines = [HEADINGS, ["---", "--:", "---", "--:", "---", *["--:"] * 5], *(each.row() for each in cells)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    before, _, rest = RESULTS.read_text().partition(BEGIN)
+    RESULTS.write_text(f"{before}{BEGIN}\n\nMade by `{command}` on {host()}.\n\n{summary}\n\n{table}\n\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--models", nargs="+", choices=BATCHES, default=list(BATCHES))
+    given = arguments.parse_args()
+    cells: list[Cell] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in given.models:
+            for batch in BATCHES[name]:
+                profile = profile_of(name, batch, Path(temporary))
+                for optimizer, budgets in BUDGETS.items():
+                    for budget in budgets:
+                        made = cell(name, batch, optimizer, budget, profile, Path(temporary))
+                        print("  ".join(made.row()) if made else f"{name} {batch} {optimizer} {budget}: infeasible", flush=True)
+                        cells += [made] if made else []
+                write(cells, f"python -m bench.prediction {shlex.join(sys.argv[1:])}".strip())
+    return 0 if all(each.holds for each in cells) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Transform coding: coefficients of an orthonormal transform, each in as many bits as its variance earns.
+
+The bytes of every sample are the same, whatever the data. What a sample's energy is differs; so each is coded relative to its own
+root mean square, its gain, which is held beside it. A gain that is not finite marks a sample that was not, and restores to NaN.
+
+Sources: transform coding, Huang & Schultheiss 1963; unbiased rounding, Gupta et al. 2015.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from memfit.allotment import CODES, QUANTISERS, allot, code_deviations, deviations_of_codes
+from memfit.forms.form import Held
+from memfit.packing import pack_rows, packed_row_bytes, unpack_rows
+from memfit.transform import BlockTransform
+from memfit.tucker import Decompose, decompose_mode
+
+PIECE_BYTES = 2 << 20  # of samples coded at once; one sample if that is more
+
+
+# B = samples, F = features, R = directions kept, P = positions (R · frequencies), M = blocks of a sample
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded:
+    """Transform, then bits by water-filling.
+
+    Attributes:
+        feature, blocks: as in `BlockTransform`.
+        sample_bytes: most bytes of a sample's packed coefficients.
+        largest: the deviation, relative to the gain, that code 255 of `deviations` means.
+        bounds: what no value is below, and what none is above, if known: (), (low,) or (low, high). Restored values keep to it, which
+            can only bring them nearer.
+        dither: round at random (seeded by `torch.manual_seed`), so that the restored value of a coefficient that has bits and is inside
+            their range is right on average; by itself it is the nearest.
+        mean: of every feature. Shape (F,).
+        basis: orthonormal directions of the features, largest energy first. Shape (R, F); None codes the features as they are.
+        deviations: codes of the deviation of every position, uint8, shape (P,), shipped from a profile (`static`). None: worked out
+            from each batch and held with it (`adaptive`), in P bytes.
+    """
+
+    technique: ClassVar[str] = "coded"
+    feature: int
+    blocks: tuple[int, ...]
+    sample_bytes: int
+    largest: float
+    bounds: tuple[float, ...]
+    dither: bool
+    mean: Tensor
+    basis: Tensor | None = None
+    deviations: Tensor | None = None
+
+    @property
+    def transform(self) -> BlockTransform:
+        return BlockTransform(self.feature, self.blocks)
+
+    @property
+    def products(self) -> int:
+        """Multiplications for each element of the directions kept, one way: what the transform costs."""
+        return (0 if self.basis is None else self.mean.shape[0]) + (self.transform.frequencies if self.transform.frequencies > 1 else 0)
+
+    def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
+        mean_F, basis_RF = self._shipped(x.dtype)
+        gains_B = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
+        deviations, largest = (self.deviations, self.largest)
+        if deviations is None:
+            deviations, largest = self._deviations(x, mean_F, basis_RF)
+        positions = _Positions(deviations, largest, self.transform.blocks_of(tuple(x.shape)), self.sample_bytes)
+        codes = torch.empty(x.shape[0], positions.row_bytes, dtype=torch.uint8, device=x.device)
+        for start, stop in sample_ranges(x):
+            values, gains_B[start:stop] = self._coefficients(x[start:stop], mean_F, basis_RF)
+            # What is divided by is what is held: rounded to the type of `x`.
+            inverse_B = gains_B[start:stop].to(values.dtype).clamp_min(torch.finfo(x.dtype).tiny).reciprocal_()
+            positions.pack(values.mul_(inverse_B[:, None, None]), self.dither, codes[start:stop])
+        if self.deviations is None:
+            return codes, gains_B, deviations, gains_B.new_tensor([largest])
+        return codes, gains_B
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+        codes, gains_B, *table = held
+        mean_F, basis_RF = self._shipped(gains_B.dtype)
+        deviations, largest = self.deviations, self.largest
+        if table:
+            deviations, largest = table[0], float(table[1])
+        assert deviations is not None
+        positions = _Positions(deviations, largest, self.transform.blocks_of(tuple(shape)), self.sample_bytes)
+        gains_B = gains_B[start:stop]
+        x = self.transform.inverse(  # which is to own the coefficients, and can let them go
+            positions.unpack(codes[start:stop], gains_B.to(mean_F.dtype), self.dither), tuple(shape), mean_F, basis_RF, gains_B.dtype
+        )
+        return x.clamp_(*self.bounds) if self.bounds else x
+
+    def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        table = 0 if self.deviations is not None else self._positions + itemsize
+        return shape[0] * (self.sample_bytes + itemsize) + table
+
+    def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        samples = min(shape[0], _samples_at_once(shape, itemsize))
+        return self.held_bytes(shape, itemsize) + self._work_bytes(shape, itemsize, samples)
+
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
+        return self._work_bytes(shape, itemsize, samples)
+
+    def _work_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
+        """Samples twice, or once beside their coefficients, or these beside the largest group of one width while that is packed."""
+        whole = max(4, itemsize) * samples * prod(shape[1:])
+        share = self._directions / max(1, self.mean.shape[0])
+        group = 1.0
+        if self.deviations is not None:
+            group = _Positions(self.deviations, self.largest, self.transform.blocks_of(shape), self.sample_bytes).largest_group
+        packing = share * (1 + 2.25 * group)
+        shipped = 0 if self.basis is None else max(4, itemsize) * self.basis.numel()
+        return int(whole * max(2.0, 1 + share, packing)) + shipped + 10 * self._positions + 65536
+
+    @property
+    def _positions(self) -> int:
+        return self._directions * self.transform.frequencies
+
+    @property
+    def _directions(self) -> int:
+        return self.mean.shape[0] if self.basis is None else self.basis.shape[0]
+
+    def _shipped(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Mean and basis in the type to work in: float32, or float64 for float64."""
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        return self.mean.to(work), None if self.basis is None else self.basis.to(work)
+
+    def _coefficients(self, x: Tensor, mean_F: Tensor, basis_RF: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Coefficients (samples, P, M) and gains (samples,)."""
+        values = self.transform.forward(x, mean_F, basis_RF)
+        norms = torch.linalg.vector_norm(values, dim=(1, 2))
+        if not bool(((norms > 1e-15) & (norms < 1e15)).all()):  # squares in float32 may have left its range
+            norms = torch.linalg.vector_norm(values, dim=(1, 2), dtype=torch.float64)
+        gains = torch.where(norms.isfinite(), norms / max(1, values[0].numel()) ** 0.5, torch.nan).to(values.dtype)
+        return values, gains
+
+    def _deviations(self, x: Tensor, mean_F: Tensor, basis_RF: Tensor | None) -> tuple[Tensor, float]:
+        """The code of every position's deviation in this batch."""
+        total = None
+        for start, stop in sample_ranges(x):
+            values, gains = self._coefficients(x[start:stop], mean_F, basis_RF)
+            energy_P = values.div_(gains.clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]).square_().sum((0, 2))
+            total = energy_P if total is None else total.add_(energy_P)
+        assert total is not None
+        blocks = self.transform.blocks_of(tuple(x.shape))
+        return code_deviations(total.div_(max(1, x.shape[0] * blocks)).nan_to_num_(0.0).sqrt_())
+
+
+class _Positions:
+    """Positions by the width they get, and their places in a packed sample."""
+
+    def __init__(self, deviations: Tensor, largest: float, blocks: int, sample_bytes: int) -> None:
+        counts = tuple(torch.bincount(deviations, minlength=CODES).tolist())
+        widths = allot(counts, blocks, sample_bytes)
+        self.deviations, self.largest, self.blocks = deviations, largest, blocks
+        by_code = torch.tensor(widths, dtype=torch.uint8, device=deviations.device)
+        self.widths = by_code[deviations.int()]
+        self.present = sorted({width for width, count in zip(widths, counts, strict=True) if width and count})
+        self.row_bytes = sum(
+            packed_row_bytes(blocks * sum(count for w, count in zip(widths, counts, strict=True) if w == width), width)
+            for width in self.present
+        )
+
+    @property
+    def largest_group(self) -> float:
+        """The share of the positions that the most frequent width has."""
+        each = torch.bincount(self.widths.int())[1:] if self.present else self.widths.new_zeros(1)
+        return float(each.max()) / max(1, self.widths.numel())
+
+    def pack(self, values: Tensor, dither: bool, out: Tensor) -> None:
+        """Quantise coefficients (samples, P, M), relative to their gains, into rows of bytes."""
+        for width, positions, steps, at in self._groups(values):
+            chosen = values.index_select(1, positions).div_(steps[:, None])
+            if dither:
+                chosen.add_(torch.rand_like(chosen))
+            chosen.add_(2.0 ** (width - 1))
+            chosen.clamp_(0, 2.0**width - 0.5)  # and truncating to whole numbers rounds down
+            whole = chosen.nan_to_num_(0.0).to(torch.uint8 if width <= 8 else torch.int32)
+            del chosen
+            pack_rows(whole.flatten(1), width, out[:, at : at + packed_row_bytes(whole[0].numel(), width)])
+
+    def unpack(self, codes: Tensor, gains: Tensor, dither: bool) -> Tensor:
+        """Coefficients (samples, P, M) times their gains."""
+        values = torch.zeros(codes.shape[0], self.deviations.shape[0], self.blocks, dtype=gains.dtype, device=gains.device)
+        for width, positions, steps, at in self._groups(gains):
+            count = positions.shape[0] * self.blocks
+            level = unpack_rows(codes[:, at : at + packed_row_bytes(count, width)], width, count).to(values.dtype)
+            level = level.view(codes.shape[0], -1, self.blocks)
+            level.sub_(2.0 ** (width - 1) - (0.0 if dither else 0.5)).mul_(steps[:, None])
+            values.index_copy_(1, positions, level)
+        return values.mul_(gains[:, None, None])
+
+    def _groups(self, like: Tensor) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+        """For each width: its positions, their steps, and where its bytes begin."""
+        by_code, at = deviations_of_codes(self.largest, like), 0
+        for width in self.present:
+            positions = (self.widths == width).nonzero()[:, 0]
+            steps = by_code[self.deviations[positions].int()] * QUANTISERS[width][0]
+            yield width, positions, steps, at
+            at += packed_row_bytes(positions.shape[0] * self.blocks, width)
+
+
+def _samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
+    return max(1, PIECE_BYTES // max(1, itemsize * prod(shape[1:])))
+
+
+def sample_ranges(x: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of samples to code at once."""
+    step = _samples_at_once(tuple(x.shape), x.element_size())
+    for start in range(0, x.shape[0], step):
+        yield start, min(start + step, x.shape[0])

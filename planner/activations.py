@@ -1,0 +1,113 @@
+"""Every activation of a step with its holders, and the options that the menu has for it."""
+
+from math import prod
+
+import torch
+from torch.fx import Node
+
+from memfit.operators.pooling import RANGE_WINDOWS
+from memfit.rewriting import MASKABLE
+from planner.capture import TrainingGraph
+from planner.fidelity import Energies, Measured, holders_of_values
+from planner.plan import INDEX, MASK
+from planner.profile import Activation, Form, Holder, Option
+from planner.spectra import Spectra
+from planner.structure import Structure, bits_held
+from planner.techniques import candidate, mask_bytes, mask_seconds, settings_of
+
+
+def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str, Spectra], energies: Energies) -> tuple[Activation, ...]:
+    """The activations of a step. What operations keep of their own and could hold in bits becomes an activation too, and is taken
+    out of the structure's `internal_bytes`.
+
+    Args:
+        structure: of the whole batch or of a part of it: bytes are for its shapes.
+        energies: what each option loses, of the whole batch.
+    """
+    nodes = {node.name: node for node in graph.operations}
+    index = {name: i for i, name in enumerate(structure.names)}
+    values = {holder: value for value, holders in holders_of_values(graph).items() for holder in holders}
+    activations = []
+    for at, storage in enumerate(structure.storages):
+        if storage.producer < 0 or not storage.holders:
+            continue
+        holders = [_holder(graph, nodes.get(structure.names[i]), i) for i in sorted(storage.holders)]
+        forms = []
+        for value in dict.fromkeys(values[structure.names[h.operation]] for h in holders if structure.names[h.operation] in values):
+            served = tuple(
+                n for n, h in enumerate(holders) if values.get(structure.names[h.operation]) == value and h.needed_for == "weight"
+            )
+            if served and value in energies.candidates and structure.storage_of[value] == at:
+                options = _options(energies.candidates[value], energies.batches, structure.shape_of[value], spectra[value].itemsize)
+                forms.append(
+                    Form(value, served, options, spectra[value].modes() if structure.shape_of[value] == spectra[value].shape else ())
+                )
+        for n, holder in enumerate(holders):
+            node = nodes.get(structure.names[holder.operation])
+            if (
+                node is not None
+                and node.target in MASKABLE
+                and graph.may_hold_bits(node)
+                and structure.storage_of.get(bits_held(node)) == at
+            ):
+                forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
+        activations.append(
+            Activation(
+                storage.name,
+                storage.producer,
+                storage.shape,
+                storage.dtype,
+                storage.bytes,
+                storage.born,
+                storage.last_use,
+                tuple(holders),
+                tuple(forms),
+            )
+        )
+    # What an operation keeps of its own making and could hold in less: dropout's choices, the input a rectifier overwrites, the indices
+    # of max pooling.
+    for node in graph.operations:
+        i = index[node.name]
+        if graph.may_hold_bits(node) and structure.internal_bytes[i]:
+            storage = structure.storages[structure.storage_of[node.name]]
+            pooled = node.target is torch.ops.aten.max_pool2d.default
+            option = index_option(storage.shape) if pooled else mask_option(prod(storage.shape))
+            form = Form(node.name, (0,), (option,))
+            kept = structure.internal_bytes[i]
+            activations.append(Activation(f"{node.name}:kept", i, storage.shape, "bool", kept, i, i, (Holder(i, "gradient"),), (form,)))
+            structure.internal_bytes[i] = 0
+    return tuple(activations)
+
+
+def _holder(graph: TrainingGraph, node: Node | None, operation: int) -> Holder:
+    weight = graph.weight_of(node) if node is not None else None
+    return Holder(operation, "gradient") if weight is None else Holder(operation, "weight", weight)
+
+
+def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], itemsize: int) -> tuple[Option, ...]:
+    """The measured candidates for a value of that shape, without those that another beats in bytes and in lost energy."""
+    options: list[Option] = []
+    best = float("inf")
+    for each in measured:  # in order of bytes
+        lost = {name: energy / batches for name, energy in each.lost_energy.items()}
+        total = sum(lost.values())
+        if total < best:
+            best = total
+            form = each.candidate.form
+            cost = candidate(form, shape, itemsize)
+            bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
+            shipped = cost.shipped_bytes
+            options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=shipped))
+    return tuple(options)
+
+
+def index_option(shape: tuple[int, ...]) -> Option:
+    """One byte a window of max pooling (B, C, H, W), for its int64 index."""
+    windows = prod(shape)
+    workspace = 3 * 8 * min(windows, max(prod(shape[2:]), RANGE_WINDOWS))
+    return Option(INDEX, {}, windows, workspace, workspace, {}, mask_seconds(8 * windows))
+
+
+def mask_option(elements: int) -> Option:
+    held, workspace = mask_bytes(elements)
+    return Option(MASK, {}, held, workspace, workspace, {}, mask_seconds(elements))

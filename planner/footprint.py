@@ -1,0 +1,220 @@
+"""What lives when, in a step of each schedule: from a profile to the runs of a timeline."""
+
+from dataclasses import replace
+
+from planner.plan import Correction, Schedule
+from planner.profile import Activation, Moment, Option, Parameter, Phase, Profile, Step
+from planner.request import Optimizer
+from planner.timeline import ALWAYS, Timeline
+
+
+def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, corrections: tuple[Correction, ...] = ()) -> Timeline:
+    """The timeline of a schedule of the profile's sizes. A correction of this schedule adds to its moment what a measured step took
+    beyond the prediction.
+    """
+    made = _sliced(profile, optimizer, schedule) if schedule.split is not None else _at_once(profile, optimizer, schedule)
+    for correction in corrections:
+        if correction.schedule == schedule:
+            at = made.row[correction.moment]
+            made.add("transient", at, at, ALWAYS, correction.extra_bytes)
+    return made
+
+
+def step_of(profile: Profile, samples: int) -> Step:
+    return next(step for step in profile.steps if step.batch_size == samples)
+
+
+def _cut(profile: Profile, schedule: Schedule) -> int:
+    return next(i for i, operation in enumerate(profile.whole.operations) if operation.name == schedule.split)
+
+
+# ---- all operations of a part of the batch, then the next part
+
+
+def _at_once(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timeline:
+    step = step_of(profile, schedule.micro_batch)
+    last = len(step.operations) - 1
+    made = Timeline(
+        profile,
+        optimizer,
+        schedule,
+        step,
+        (*_forward_moments(step, range(last + 1), "forward"), *_backward_moments(step, range(last + 1)), Moment("update", "optimizer")),
+    )
+    made.add("static", 0, len(made.moments) - 1, ALWAYS, profile.static_bytes)
+    for column, parameter in enumerate(profile.parameters):
+        made.add("static", 0, len(made.moments) - 1, column, optimizer.states * parameter.bytes)
+        readers = _readers(step, parameter)
+        if readers:
+            first_part, complete = (made.row[Moment("backward", step.operations[i].name)] for i in (max(readers), min(readers)))
+            if schedule.micro_batch == profile.whole.batch_size:
+                _gradient(made, column, parameter, first_part, complete)
+            else:  # the sum over the parts of the batch, and the gradient of a part until it is added
+                made.add("static", 0, len(made.moments) - 1, column, parameter.bytes)
+                made.add("transient", first_part, complete, column, parameter.bytes)
+    _activations_of(made, step, range(last + 1), ALWAYS, "forward")
+    _last_update(made)
+    return made
+
+
+def _forward_moments(step: Step, operations: range, phase: Phase) -> list[Moment]:
+    """The moments of a forward: forms are made before the first operation that holds one."""
+    first_holders = {
+        min(activation.holders[h].operation for h in form.holders) for activation in step.activations for form in activation.forms
+    }
+    moments: list[Moment] = []
+    for i in operations:
+        if i in first_holders:
+            moments.append(Moment("compress", step.operations[i].name))
+        moments.append(Moment(phase, step.operations[i].name))
+    return moments
+
+
+def _backward_moments(step: Step, operations: range) -> list[Moment]:
+    return [Moment("backward", step.operations[i].name) for i in reversed(operations)]
+
+
+def _readers(step: Step, parameter: Parameter) -> list[int]:
+    return [i for i, operation in enumerate(step.operations) if parameter.name in operation.parameters]
+
+
+def _gradient(made: Timeline, column: int, parameter: Parameter, first_part: int, complete: int) -> None:
+    """A gradient of the whole batch, from its first part on: until its update, or the step's end."""
+    if made.schedule.early_updates:
+        made.add("static", first_part, complete, column, parameter.bytes)
+        made.add("transient", complete, complete, column, _update_bytes(parameter, made.optimizer))
+    else:
+        made.add("static", first_part, len(made.moments) - 1, column, parameter.bytes)
+
+
+def _update_bytes(parameter: Parameter, optimizer: Optimizer) -> int:
+    """Transient bytes of one parameter's update: Adam works out its step in two temporaries."""
+    return 2 * parameter.bytes if optimizer.states == 2 else 0
+
+
+def _last_update(made: Timeline) -> None:
+    if not made.schedule.early_updates:
+        most = max((_update_bytes(parameter, made.optimizer) for parameter in made.profile.parameters), default=0)
+        made.add("transient", len(made.moments) - 1, len(made.moments) - 1, ALWAYS, most)
+
+
+def _activations_of(made: Timeline, step: Step, operations: range, when: int, forward: Phase) -> None:
+    """Storages, workspaces and activations of a forward and a backward of some operations.
+
+    Args:
+        when: the variable without which this forward does not run.
+    """
+    columns, end = made.columns, operations[-1]
+
+    def at(phase: Phase, i: int) -> int:
+        return made.row[Moment(phase, step.operations[i].name)]
+
+    for size, born, last_use in step.storages:
+        if born in operations:
+            made.add("transient", at(forward, born), at(forward, min(last_use, end)), when, size)
+    for i in operations:
+        operation = step.operations[i]
+        made.add("transient", at(forward, i), at(forward, i), when, operation.forward_bytes)
+        made.add("transient", at("backward", i), at("backward", i), columns.gradients + i, operation.backward_bytes)
+        made.add("saved", at(forward, i) + 1, at("backward", i), columns.gradients + i, operation.internal_bytes)
+    for a, activation in enumerate(step.activations):
+        release = min(holder.operation for holder in activation.holders)
+        if release in operations:
+            made.add("saved", at(forward, min(activation.last_use, end)) + 1, at("backward", release), columns.wholes + a, activation.bytes)
+    for column, (a, f, o) in enumerate(columns.chosen, start=columns.options):
+        activation = step.activations[a]
+        form = activation.forms[f]
+        option, holders = form.options[o], [activation.holders[h].operation for h in form.holders]
+        if min(holders) in operations:
+            made.add("static", 0, len(made.moments) - 1, column, option.shipped_bytes)
+            compress = at("compress", min(holders))
+            made.add("saved", compress, at("backward", min(holders)), column, option.held_bytes)
+            made.add("transient", compress, compress, column, option.compress_bytes)
+            for holder in holders:
+                further = option.restore_bytes + step.operations[holder].ranged_bytes * bool(option.restore_bytes)
+                made.add("transient", at("backward", holder), at("backward", holder), column, further)
+
+
+# ---- up to the split some samples at a time without autograd, then the whole batch, then up to the split again, for the gradient
+
+
+def _sliced(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timeline:
+    part, whole, cut = step_of(profile, schedule.slice), profile.whole, _cut(profile, schedule)
+    step = split_step(part, whole, cut)
+    before, after = range(cut + 1), range(cut + 1, len(step.operations))
+    moments = [Moment("sliced", step.operations[i].name) for i in before]
+    moments += [*_forward_moments(step, after, "forward"), *_backward_moments(step, after)]
+    second = len(moments)  # the first row of the second time
+    moments += [*_forward_moments(step, before, "forward"), *_backward_moments(step, before), Moment("update", "optimizer")]
+    made = Timeline(profile, optimizer, schedule, step, tuple(moments), again=cut)
+    end, again = len(moments) - 1, made.columns.gradients + cut
+    made.add("static", 0, end, ALWAYS, profile.static_bytes)
+    for column, parameter in enumerate(profile.parameters):
+        made.add("static", 0, end, column, optimizer.states * parameter.bytes)
+        readers = _readers(step, parameter)
+        if not readers:
+            continue
+        first_part, complete = (made.row[Moment("backward", step.operations[i].name)] for i in (max(readers), min(readers)))
+        if min(readers) > cut:
+            _gradient(made, column, parameter, first_part, complete)
+            continue
+        made.add("static", second, end - schedule.early_updates, column, parameter.bytes)  # the sum over slices
+        made.add("transient", first_part, complete, column, parameter.bytes)
+        if schedule.early_updates:
+            made.add("transient", complete, complete, column, _update_bytes(parameter, optimizer))
+    boundary_bytes = _boundary_bytes(whole, cut)
+    made.add("saved", 0, second - 1, ALWAYS, boundary_bytes)
+    made.add("saved", second, end - 1, again, boundary_bytes)  # its gradient
+    for size, born, last_use in part.storages:
+        if born <= cut:
+            made.add("transient", born, min(last_use, cut), ALWAYS, size)
+    for i in before:
+        made.add("transient", i, i, ALWAYS, part.operations[i].forward_bytes)
+    _activations_of(made, step, after, ALWAYS, "forward")
+    _activations_of(made, step, before, again, "forward")
+    _last_update(made)
+    return made
+
+
+def _boundary_bytes(whole: Step, cut: int) -> int:
+    """Of the one tensor that operations after the split read of what is before it."""
+    return next(size for size, born, last_use in whole.storages if born <= cut < last_use)
+
+
+def split_step(part: Step, whole: Step, cut: int) -> Step:
+    """Operations and activations up to the split at the size of a slice, those after it at that of the whole batch."""
+    names = {operation.name for operation in whole.operations[cut:]}
+
+    def within(option: Option) -> bool:
+        return all(source in names for source in option.settings.get("sources", ()))  # type: ignore[union-attr]
+
+    def chosen(small: Activation, large: Activation) -> Activation:
+        if large.born > cut:
+            forms = tuple(
+                replace(
+                    form,
+                    options=tuple(
+                        replace(option, sources=tuple(a for a in option.sources if whole.activations[a].born > cut))
+                        for option in form.options
+                        if within(option)
+                    ),
+                )
+                for form in large.forms
+            )
+            return replace(large, forms=forms)
+        kept = [h for h, holder in enumerate(small.holders) if holder.operation <= cut]
+        if len(kept) == len(small.holders):
+            return small
+        if not kept:  # held by operations after the split alone, for which it is there anyway
+            return replace(large, bytes=0, forms=())
+        forms = tuple(
+            replace(form, holders=tuple(kept.index(h) for h in form.holders)) for form in small.forms if set(form.holders) <= set(kept)
+        )
+        return replace(small, holders=tuple(small.holders[h] for h in kept), last_use=min(small.last_use, cut), forms=forms)
+
+    return Step(
+        whole.batch_size,
+        (*part.operations[: cut + 1], *whole.operations[cut + 1 :]),
+        tuple(map(chosen, part.activations, whole.activations)),
+        (*(s for s in part.storages if s[1] <= cut), *(s for s in whole.storages if s[1] > cut)),
+    )

@@ -1,0 +1,78 @@
+"""Whether a batch may go through the model in parts, in which sizes, and where the size may change."""
+
+import torch
+from torch.fx import Node
+
+from memfit.losses import loss_of
+from memfit.micro_batches import parts
+from memfit.program import call_with
+from planner.capture import TrainingGraph, changes_its_input
+from planner.fidelity import without_dropout
+from planner.profile import Step
+from planner.sample import Batch
+
+NEAR = 4  # operations: about a block's depth
+SMALLEST_DIFFERENCE = 1e-3  # of the gradient's norm: far above rounding, far below what samples that touch one another change
+
+
+def part_sizes(graph: TrainingGraph, batch: Batch, loss: str) -> tuple[int, ...]:
+    """Samples at a time: all of them, and then a half, a quarter, ... where the parts' gradients add up to that of the whole."""
+    sizes = [batch.samples]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return tuple(sizes) if batch.samples > 1 and _add_up(graph, batch, loss, sizes[1]) else (batch.samples,)
+
+
+def _add_up(graph: TrainingGraph, batch: Batch, loss: str, samples: int) -> bool:
+    try:
+        whole, summed = _gradient(graph, batch, loss, None), _gradient(graph, batch, loss, samples)
+    except (RuntimeError, ValueError, IndexError):  # a program for one batch size alone
+        return False
+    difference = sum(float((g - summed[name]).double().square().sum()) for name, g in whole.items() if name in summed)
+    norm = sum(float(g.double().square().sum()) for g in whole.values())
+    return whole.keys() == summed.keys() and difference <= SMALLEST_DIFFERENCE**2 * norm
+
+
+def _gradient(graph: TrainingGraph, batch: Batch, loss: str, micro_batch: int | None) -> dict[str, torch.Tensor]:
+    module = without_dropout(graph.rewritten(graph.exact_recipe(loss)))
+    for inputs, targets, weight in parts(batch.inputs, batch.targets, loss, micro_batch):
+        (loss_of(loss, call_with(module, inputs), targets) * weight).backward()
+    gradient = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad(set_to_none=True)
+    return gradient
+
+
+def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
+    """Operations whose result is all that later ones read of what is before them, weights included.
+
+    Where several are near one another, the one with the smallest result.
+    """
+    order = {node: i for i, node in enumerate(graph.operations)}
+    every = [*graph.operations, graph.module.graph.output_node()]
+    readers: dict[str, list[int]] = {}
+    for i, operation in enumerate(whole.operations):
+        for name in operation.parameters:
+            readers.setdefault(name, []).append(i)
+    crossing = [[size for size, born, last_use in whole.storages if born <= i < last_use] for i in range(len(every))]
+    found = [
+        i
+        for node, i in order.items()
+        if isinstance(node.meta.get("val"), torch.Tensor)
+        and len(node.meta["val"].shape) > 0
+        and {source for later in every[i + 1 :] for source in _read_before(later, order, i)} == {node}
+        and not any(min(reads) <= i < max(reads) for reads in readers.values())
+        and not any(changes_its_input(user, graph.module) for user in node.users)
+        and len(crossing[i]) == 1
+    ]
+
+    def beaten(i: int) -> bool:
+        near = (j for j in found if j != i and abs(j - i) <= NEAR)
+        return any(crossing[j] < crossing[i] or (crossing[j] == crossing[i] and j > i) for j in near)
+
+    return tuple(graph.operations[i].name for i in found if not beaten(i))
+
+
+def _read_before(later: Node, order: dict[Node, int], i: int) -> list[Node]:
+    """Tensors up to operation `i` that a later operation reads. (Sizes are worked out anew.)"""
+    earlier = (source for source in later.all_input_nodes if order.get(source, i + 1) <= i)
+    return [source for source in earlier if isinstance(source.meta.get("val"), torch.Tensor)]

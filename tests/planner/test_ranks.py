@@ -1,0 +1,110 @@
+"""Ranks for given bytes against every choice of ranks, by errors of real projections."""
+
+from itertools import product
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memfit.forms import Basis
+from planner.coding import Coding, block_sizes
+from planner.ranks import best_ranks
+from planner.spectra import Spectra
+from planner.techniques import basis_form, candidates, settings_of, shipped_tensors
+
+
+def spectra_of(shape: tuple[int, ...], seed: int, feature: int = 1) -> tuple[Spectra, torch.Tensor]:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    for mode in range(1, len(shape)):  # energies that fall along every mode
+        x = x * (0.6 ** torch.arange(shape[mode]).float()).view([-1 if m == mode else 1 for m in range(len(shape))])
+    spectra = Spectra.of_shape(shape, 4, feature, ())
+    spectra.add(x)
+    return spectra, x
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple),
+    seed=st.integers(0, 9),
+    share=st.floats(0.05, 1.0),
+    batch=st.integers(8, 16),
+)
+@settings(deadline=None, max_examples=30)
+def test_no_ranks_of_as_many_elements_lose_less(shape: tuple[int, ...], seed: int, share: float, batch: int) -> None:
+    spectra, x = spectra_of((batch, *shape), seed)
+    most = int(share * x.numel())
+
+    def elements(ranks: tuple[int, ...]) -> int:
+        return batch * prod(ranks) + sum(n * r for n, r in zip(shape, ranks, strict=True) if r < n)
+
+    def lost(ranks: tuple[int, ...]) -> float:
+        used = [spectra.factors[m][:, :r].flatten() for m, (n, r) in enumerate(zip(shape, ranks, strict=True), start=1) if r < n]
+        form = Basis(shape, ranks, torch.cat([torch.zeros(0), *used]))
+        return float((form.restore(form.compress(x), x.shape, 0, batch) - x).square().sum() / x.square().sum())
+
+    ours = spectra.ranks(most)
+    fitting = [ranks for ranks in product(*(range(1, n + 1) for n in shape)) if elements(ranks) <= most]
+    if ours is None:
+        assert not fitting
+    else:
+        assert elements(ours) <= most
+        assert lost(ours) <= min(lost(ranks) for ranks in fitting) + 1e-5
+
+
+def test_a_mode_without_a_factor_is_kept_whole() -> None:
+    energies = torch.rand(4, 5)
+    ranks = best_ranks(energies, (1,), 2, 25)
+    assert ranks is not None and ranks[1] == 5 and ranks[0] < 4
+    assert best_ranks(energies, (0, 1), 2, 25) is None
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 16, 16), (32, 16, 48), (64, 96)])
+def test_every_candidate_takes_at_most_the_bytes_it_tells(shape: tuple[int, ...]) -> None:
+    spectra, x = spectra_of(shape, 0, 1 if len(shape) == 4 else len(shape) - 1)
+    menu = candidates(spectra)
+    assert {"coded", "int8", "bfloat16"} <= {candidate.form.technique for candidate in menu} or len(shape) == 2
+    for candidate in menu:
+        held = candidate.form.compress(x)
+        assert sum(tensor.untyped_storage().nbytes() for tensor in held) <= candidate.held_bytes
+        named = settings_of(candidate.form)
+        texts = shipped_tensors([candidate.form])
+        assert set(texts) == {value for value in named.values() if isinstance(value, str)}
+        assert candidate.bytes < x.nbytes
+    coded = [candidate for candidate in menu if candidate.form.technique == "coded"]
+    errors = [float((c.form.restore(c.form.compress(x), x.shape, 0, shape[0]) - x).norm()) for c in coded]
+    assert errors == sorted(errors, reverse=True), "more bytes lose less"
+
+
+def test_a_basis_counts_the_bytes_of_its_factors() -> None:
+    spectra, x = spectra_of((16, 8, 8, 8), 1)
+    for share in (10, 20, 40):
+        form = basis_form(spectra, x.nbytes // share)
+        assert form is not None
+        assert form.held_bytes(tuple(x.shape), 4) + form.factors.nbytes <= x.nbytes // share
+
+
+def test_blocks_divide_their_axes_and_leave_enough_of_them() -> None:
+    for grid in ((112, 112), (56, 56), (14, 14), (7, 7), (13, 5), (197,), (64,), (4, 6, 8), ()):
+        sizes = block_sizes(grid)
+        assert sizes[0] == tuple(1 for _ in grid)
+        for blocks in sizes:
+            assert all(axis % block == 0 for axis, block in zip(grid, blocks, strict=True))
+            assert prod(blocks) <= 64
+    assert (8, 8) in block_sizes((112, 112)) and (2, 2) in block_sizes((14, 14)) and (7, 7) in block_sizes((7, 7))
+
+
+def test_a_batch_too_small_to_learn_from_gives_no_basis() -> None:
+    few, many = Coding((8, 64), 4, 1, ()), Coding((256, 64), 4, 1, ())
+    few.add(torch.randn(8, 64))
+    many.add(torch.randn(256, 64))
+    assert few.basis is None and many.basis is not None
+    torch.testing.assert_close(many.basis @ many.basis.mT, torch.eye(64), rtol=0, atol=2e-3)
+
+
+def test_a_value_that_is_all_zero_has_a_menu() -> None:
+    spectra = Spectra.of_shape((8, 4, 8, 8), 4, 1, ())
+    spectra.add(torch.zeros(8, 4, 8, 8))
+    for candidate in candidates(spectra):
+        x = torch.zeros(8, 4, 8, 8)
+        assert not candidate.form.restore(candidate.form.compress(x), x.shape, 0, 8).any()
