@@ -12,6 +12,7 @@ COPY migrations migrations
 RUN /opt/memfit/bin/pip install --no-cache-dir -c constraints.txt '.[service]'
 
 FROM python:3.11-slim
+RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --create-home --home-dir /var/lib/memfit memfit
 COPY --from=build /opt/memfit /opt/memfit
 USER memfit

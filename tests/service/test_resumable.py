@@ -1,5 +1,6 @@
 """Uploads that were cut go on where they ended (tus 1.0)."""
 
+import errno
 import socket
 from pathlib import Path
 from time import sleep
@@ -108,3 +109,19 @@ def test_an_upload_outlives_the_service(tmp_path: Path) -> None:
     with running(tmp_path / "data") as service:
         assert offset(service, place) == 5
         assert send(service, place, 5, b"67890").headers["upload-offset"] == "10"
+
+
+def test_a_full_disk_is_a_problem_and_what_came_before_stays(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = begin(service, 10)
+    send(service, place, 0, b"12345")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr("service.store.os.fsync", full)
+        problem(send(service, place, 5, b"6"), 507, "storage-full")
+        problem(service.client.post("/v1/samples", content=b"x" * 100), 507, "storage-full")
+    there = offset(service, place)
+    assert there in (5, 6)
+    assert send(service, place, there, b"67890"[there - 5 :]).status_code == 204
