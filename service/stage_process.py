@@ -216,6 +216,7 @@ def _started(command: list[str], folder: Path, log: IO[bytes]) -> Iterator[subpr
         "PYTHONPATH": str(Path(service.__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while others have the cores make a busy machine stand still
+        "OPENBLAS_NUM_THREADS": "1",  # numpy starts threads at import; with threads no process leaves the network
     }
     process = subprocess.Popen(
         command,
