@@ -38,7 +38,8 @@ from service.protocol import (
 )
 from service.sandbox import leave_network
 
-NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|MemoryError|std::bad_alloc")
+# The last is what extensions say that had no memory left for an exception.
+NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|MemoryError|std::bad_alloc|error return without exception set")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
