@@ -67,14 +67,18 @@ class IntegerProgram:
         self.columns = self.base + len(self.trainable)
 
     @cached_property
+    def _matrix(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.timeline.matrix()
+
+    @property
     def constant(self) -> NDArray[np.int64]:
         """Bytes of each moment whatever is chosen."""
-        return self.timeline.matrix()[0]
+        return self._matrix[0]
 
     @cached_property
     def bytes(self) -> Values:
         """Bytes of each moment for each variable."""
-        return np.pad(self.timeline.matrix()[1].astype(np.float64), ((0, 0), (0, len(self.trainable))))
+        return np.pad(self._matrix[1].astype(np.float64), ((0, 0), (0, len(self.trainable))))
 
     @cached_property
     def rows(self) -> tuple[csr_array, Values]:
@@ -195,14 +199,15 @@ class IntegerProgram:
                     break
         return kept
 
+    @cached_property
     def everything(self) -> Choices:
         """All that may train does, and is kept whole."""
         return exact_choices(self.step, frozenset(self.trainable))
 
     def exact(self, budget_bytes: int) -> Choices | None:
         """Choices within the budget that train everything and lose nothing, in the least time; None where there are none."""
-        if self.timeline.peak_bytes(self.everything()) <= budget_bytes:
-            return self.everything()
+        if self.timeline.peak_bytes(self.everything) <= budget_bytes:
+            return self.everything
         lower = np.zeros(self.columns)
         lower[[self.at.parameter[name] for name in self.trainable]] = 1.0
         solved = self._solve(Costs(self.seconds, SECONDS_GAP), budget_bytes, lower, self.upper_exact)
@@ -323,7 +328,7 @@ class IntegerProgram:
 
     @cached_property
     def seconds_of_everything(self) -> float:
-        return self.timeline.seconds(self.everything())
+        return self.timeline.seconds(self.everything)
 
     def lost(self, choices: Choices) -> dict[str, float]:
         """Share of all energy that each trainable parameter loses."""

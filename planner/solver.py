@@ -148,7 +148,7 @@ def best(programs: Programs, budget_bytes: int) -> Solution | None:
 
 def _fastest_exact(programs: list[IntegerProgram], budget_bytes: int, fastest: Solution | None) -> Solution | None:
     """What fits as it is comes first, then the others from fast to slow, while they could still be faster."""
-    fitting = [program.timeline.peak_bytes(program.everything()) <= budget_bytes for program in programs]
+    fitting = [program.timeline.peak_bytes(program.everything) <= budget_bytes for program in programs]
     order = sorted(range(len(programs)), key=lambda n: (not fitting[n], 0.0 if fitting[n] else programs[n].seconds_of_everything))
     for program in (programs[n] for n in order):
         least = (1 - NOTICEABLE) * fastest.seconds if fastest is not None else float("inf")
