@@ -8,7 +8,6 @@ and the bytes, and need not be stored.
 Sources: reverse water-filling, Cover & Thomas, section 10.3; allotment for given quantisers, Shoham & Gersho 1988.
 """
 
-from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import ceil, log2
