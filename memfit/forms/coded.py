@@ -61,8 +61,8 @@ class Coded:
 
     @property
     def products(self) -> int:
-        """Multiplications for each element of the directions kept, one way: what the transform costs."""
-        return (0 if self.basis is None else self.mean.shape[0]) + (self.transform.frequencies if self.transform.frequencies > 1 else 0)
+        """Multiplications for each element, one way: what the transform costs, with cosines along one axis after the other."""
+        return (0 if self.basis is None else self.basis.shape[0]) + sum(size for size in self.blocks if size > 1)
 
     def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         mean_F, basis_RF = self._shipped(x.dtype)
