@@ -2,9 +2,10 @@
 
 Without --data, on digits alone.
 
-A small network, trained on upright images, goes on learning on turned and noisy ones. The input of every convolution but the first, which
-reads the images, is held in an eighth or a sixtieth of its bytes, shipped tensors counted; batch norms go on by batches, and hold their own inputs whole. Forms are made from the
-first batch of the turned images, and have the same seeds and steps for every way. Writes its table between its marks in docs/results.md.
+A small network, trained on upright images, goes on learning on turned and noisy ones. The input of every convolution but the first,
+which reads the images, is held in an eighth or a sixtieth of its bytes, shipped tensors counted; batch norms go on by batches, and hold
+their own inputs whole. Forms are made from the first batch of the turned images; all ways have the same seeds and steps. Writes its
+table between its marks in docs/results.md.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 
    A plane is one direction of the features: a map of height x width in blocks. A position is a direction and a frequency. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -193,6 +194,12 @@ INLINE void back_down(const float *rows, int64_t apart, int64_t height, int64_t 
     default: { const int64_t N = variable; call; } \
     }
 
+/* Finite where the gain is: 0 is 0 steps whatever the step. */
+INLINE float scale_of(float inverse, float step) {
+    const float scale = inverse / step;
+    return scale > FLT_MAX ? FLT_MAX : scale;
+}
+
 INLINE void code_one(const float *row, int64_t count, float mean, float scale, int bits, uint8_t *codes) {
     float half = (float)(1 << (bits - 1)), most = (float)((1 << bits) - 1);
     uint16_t *wide = (uint16_t *)codes;
@@ -231,21 +238,21 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
         }
         float gain = isfinite(energy) ? (float)sqrt(energy / (double)(p.planes * size)) : NAN;
         gains[sample] = gain;
-        const float inverse = isnan(gain) ? NAN : 1.0f / (gain > 1.17549435e-38f ? gain : 1.17549435e-38f);
+        const float inverse = isnan(gain) ? NAN : 1.0f / (gain > FLT_MIN ? gain : FLT_MIN);
         for (int64_t plane = 0; plane < p.planes; plane++) {
             const uint8_t *widths = p.widths + plane * frequencies;
             const float mean = p.means[plane], *steps = p.steps + plane * frequencies;
             const int64_t *places = p.places + plane * frequencies;
             if (!any_bits(widths, frequencies)) continue;
             if (frequencies == 1) {
-                code_one(x + plane * size, size, mean, inverse / steps[0], widths[0], codes + places[0]);
+                code_one(x + plane * size, size, mean, scale_of(inverse, steps[0]), widths[0], codes + places[0]);
                 continue;
             }
             for (int64_t f = 0; f < p.block_height; f++, widths += p.block_width, steps += p.block_width, places += p.block_width) {
                 if (!any_bits(widths, p.block_width)) continue;
                 for (int64_t k = 0; k < lanes; k++) {
                     int bits = k < p.block_width ? widths[k] : 0;
-                    scale[k] = bits ? inverse / steps[k] : 0, half[k] = bits ? (float)(1 << (bits - 1)) : 0;
+                    scale[k] = bits ? scale_of(inverse, steps[k]) : 0, half[k] = bits ? (float)(1 << (bits - 1)) : 0;
                     most[k] = bits ? (float)((1 << bits) - 1) : 0;
                 }
                 for (int64_t first = 0; first < block_rows; first += run) {

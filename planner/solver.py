@@ -10,6 +10,7 @@ from time import perf_counter
 from planner.errors import InfeasibleBudget, NothingTrainable
 from planner.footprint import timeline
 from planner.integer_program import LOSS_GAP, TIME_LIMIT_SECONDS, IntegerProgram
+from planner.menu import allowed_menu
 from planner.plan import (
     EARLY_UPDATE,
     KEEP,
@@ -66,7 +67,7 @@ def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction,
     if not trainable:
         raise NothingTrainable(request.trainable, tuple(p.name for p in profile.parameters))
     budget_bytes = request.budget.in_bytes(plain_peak_bytes(profile, request.optimizer))
-    programs = Programs(profile, request, trainable, corrections)
+    programs = Programs(allowed_menu(profile, request.may_use), request, trainable, corrections)
     solution = best(programs, budget_bytes)
     if solution is None:
         raise _infeasible(programs, budget_bytes)

@@ -40,7 +40,7 @@ class Candidate:
 
 
 def candidates(spectra: Spectra) -> list[Candidate]:
-    """Every form worth measuring: smaller than the value, and no two of the same bytes; in order of bytes.
+    """Every form worth measuring: smaller than the value, and no two of a technique of the same bytes; in order of bytes.
 
     A threshold becomes ranks by the mean spectra; these are the caps, so bytes are known whatever comes.
     """
@@ -65,8 +65,8 @@ def candidates(spectra: Spectra) -> list[Candidate]:
         forms.append(Bfloat16())
     if spectra.coding.feature == 1 and len(shape) > 2:
         forms.append(PatchMean((2,) * (len(shape) - 2)))
-    by_bytes = {each.bytes: each for each in (candidate(form, shape, itemsize) for form in forms)}
-    return [each for size, each in sorted(by_bytes.items()) if size < whole]
+    by_bytes = {(each.bytes, each.form.technique): each for each in (candidate(form, shape, itemsize) for form in forms)}
+    return [each for (size, _), each in sorted(by_bytes.items(), key=lambda item: item[0]) if size < whole]
 
 
 def basis_form(spectra: Spectra, most_bytes: int) -> Basis | None:
