@@ -103,7 +103,7 @@ def train(net: nn.Module, images: Images, steps: int, rate: float) -> None:
                 break
             loss = functional.cross_entropy(net(images.images[chosen]), images.classes[chosen])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             done += 1

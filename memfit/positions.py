@@ -1,12 +1,15 @@
 """Positions of coefficients by the bits they get, and their places in a packed sample."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from memfit.allotment import CODES, QUANTISERS, allot, deviations_of_codes
 from memfit.packing import pack_rows, packed_row_bytes, unpack_rows
+
+if TYPE_CHECKING:
+    from memfit.native import NativeCoder
 
 
 class Positions:
@@ -25,7 +28,7 @@ class Positions:
         by_code = allot(counts, blocks, sample_bytes)
         codes, device = deviations.int(), deviations.device
         self.blocks, self.count, self.row_bytes = blocks, deviations.numel(), 0
-        self.coders: dict[tuple[int, ...], Any] = {}
+        self.coders: dict[tuple[int, ...], NativeCoder] = {}
         self.widths = torch.tensor(by_code, dtype=torch.uint8, device=device)[codes]
         relative = torch.tensor([QUANTISERS[width][0] if width else 1.0 for width in by_code], dtype=torch.float64, device=device)
         self.steps = (deviations_of_codes(largest, relative) * relative)[codes]

@@ -198,4 +198,4 @@ def _gradient_of(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[T
 def _signs(outputs: int, like: Tensor) -> Tensor:
     """Random combinations of outputs, the same every time. Shape (COMBINATIONS, outputs)."""
     signs = torch.randint(2, (COMBINATIONS, outputs), generator=torch.Generator().manual_seed(outputs))
-    return ((2 * signs - 1) / COMBINATIONS**0.5).to(like.device, like.dtype)
+    return (2 * signs - 1).to(like.device, like.dtype).div_(COMBINATIONS**0.5)
