@@ -1,8 +1,8 @@
 """Whether fidelity says what a plan is worth: `python -m bench.quality` fine-tunes by many plans and writes two tables of docs/results.md.
 
-The demo's network, trained on upright digits, goes on learning on turned and noisy ones, by plans of four kinds: the planner's, at budgets
-from the least on; the last layers alone; the last layers with their inputs in HOSVD at one ε; and choices at random. Each is run from the same
-start with the same orders of the data (`SEEDS` of them). Peaks are measured, by the allocator's record.
+The demo's network, trained on upright digits, goes on learning on turned and noisy ones, by plans of four kinds: the planner's, at
+budgets from the least on; the last layers alone; the last layers with their inputs in HOSVD at one ε; and choices at random. Each is run
+from the same start with the same orders of the data (`SEEDS` of them). Peaks are measured, by the allocator's record.
 """
 
 import argparse
