@@ -8,7 +8,7 @@ from the same start with the same orders of the data (`SEEDS` of them). Peaks ar
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,25 +20,24 @@ import memfit
 from bench.allocator import step_peak_bytes
 from bench.tables import write_between
 from demo import data, training
-from demo.finetune import BATCH_SIZE, LR, MOMENTUM
+from demo.finetune import MOMENTUM
 from planner.capture import capture
 from planner.chosen import plan_of
-from planner.frontier import frontier
 from planner.patching import recipe_of
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.profiling import make_profile
 from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
 from planner.schedules import Programs
-from planner.search import Solution
+from planner.search import Solution, least_peak, limits_of
 from planner.solver import plain_peak_bytes, solve
 from planner.trainable import last_layers, layers, weights
 
 OPTIMIZER = Optimizer("sgd", MOMENTUM)
-SEEDS, STEPS = 5, 24
+SEEDS, STEPS, BATCH_SIZE, LR = 5, 16, 64, 0.016
 PLANNED, RANDOM = 12, 10
 LASTS = (1, 2, 4, 8, 12, 16)
-BUDGETS = (0.25, 0.16, 0.1)  # of the plain peak, at which the kinds are compared
+BUDGETS = (0.25, 0.1, 0.05)  # of the plain peak, at which the kinds are compared
 KINDS = ("planner", "one ε", "last layers", "random")
 
 
@@ -69,10 +68,12 @@ class Bench:
         self.plain_bytes = plain_peak_bytes(self.profile, OPTIMIZER)
 
     def plans(self) -> Iterator[tuple[str, Plan]]:
-        budgets = [point.budget_bytes for point in frontier(self.profile, self.request, 4 * PLANNED) if point.fidelity < 1]
-        budgets = sorted({*budgets[:: max(1, len(budgets) // PLANNED)], *(int(share * self.plain_bytes) for share in BUDGETS)})
-        for budget_bytes in budgets:
-            yield "planner", solve(self.profile, PlanRequest(Budget(amount_bytes=budget_bytes), OPTIMIZER))
+        exact = solve(self.profile, replace(self.request, min_fidelity=1.0)).budget_bytes
+        smallest = least_peak(self.programs, limits_of(self.programs, exact))
+        assert smallest is not None
+        between = [smallest[1] + (exact - smallest[1]) * n // (PLANNED - 1) for n in range(PLANNED)]
+        for budget_bytes in sorted({*between, *(int(share * self.plain_bytes) for share in BUDGETS)}):
+            yield "planner", solve(self.profile, replace(self.request, budget=Budget(amount_bytes=budget_bytes)))
         every = len(layers(self.profile))
         for last in (*LASTS, every):
             yield "last layers", self._plan(last, {})
