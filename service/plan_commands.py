@@ -20,7 +20,7 @@ from service.intake.npz import is_npz, npz_as_safetensors
 from service.pipeline import measure, prove
 from service.plans.answers import PlanContent, plan_content
 from service.plans.requests import PlanBody, SettingsBody
-from service.plot import frontier_plot
+from service.plot import check_plot, frontier_plot
 from service.presets import PRESETS
 from service.progress_bars import ProgressBars
 from service.sample_file import read_sample
@@ -112,6 +112,8 @@ def frontier(
     from planner.frontier import frontier as found  # the solver is slow to import, and the other commands do without
 
     with problems_end_the_command(as_json):
+        if plot is not None:
+            check_plot(plot)
         body = PlanBody.read(_content(context.params) | {"budget": "100%"})
         with _profiled(model, sample, body, body.plan_request) as (_, bars, _, _, profile):
             made = []

@@ -1,5 +1,6 @@
 """Charts of what the service answers, for the command line."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from service.frontiers import FrontierAnswer
@@ -8,18 +9,22 @@ from service.problems import InvalidRequest
 MIB = 2**20
 
 
-def frontier_plot(answer: FrontierAnswer, path: Path) -> None:
-    """Fidelity and time over the budget, as the kind of file that the path's suffix says.
+def check_plot(path: Path) -> None:
+    """Before anything is measured that takes long.
 
     Raises:
         InvalidRequest: a suffix other than .png or .svg, or there is nothing to draw with.
     """
     if path.suffix not in (".png", ".svg"):
         raise InvalidRequest(f"{path.name} is neither a .png nor a .svg file. Name one of these.")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise InvalidRequest("charts are drawn with matplotlib, which is not installed: pip install 'memfit[plot]'.") from None
+    if find_spec("matplotlib") is None:
+        raise InvalidRequest("charts are drawn with matplotlib, which is not installed: pip install 'memfit[plot]'.")
+
+
+def frontier_plot(answer: FrontierAnswer, path: Path) -> None:
+    """Fidelity and time over the budget, as the kind of file that the path's suffix says."""
+    from matplotlib.figure import Figure
+
     budgets = [point.budget_bytes / MIB for point in answer.points]
     figure = Figure(figsize=(8, 5), layout="constrained")
     fidelity, time = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
