@@ -11,7 +11,8 @@ Phase = Literal["sliced", "compress", "forward", "backward", "update"]
 class Moment:
     """A point of the step: an operation in one of its phases.
 
-    `compress` is just before forward, where the form of its input is made; `update` the optimizer's step, after all backwards.
+    `compress` is just before forward, where the form of its input is made; `update` the optimizer's step: after all backwards, of
+    the operation `optimizer`; where each parameter is updated as its gradient comes, of that parameter, by its name.
     `sliced` is forward of an operation before the split of a schedule, the first time, without autograd.
     """
 
@@ -40,6 +41,8 @@ class Operation:
         backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
             is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
+        passed_bytes: live just after its backward, while its parameters are updated, beyond static bytes, gradients of parameters
+            and what is still held: the gradients it passes on.
         ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole.
         forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
@@ -53,6 +56,7 @@ class Operation:
     backward_bytes: int
     internal_bytes: int
     ranged_bytes: int = 0
+    passed_bytes: int = 0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     source: str | None = None

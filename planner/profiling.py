@@ -164,6 +164,13 @@ def _with_workspace(profile: Profile, step: Step, exact: Recording, ranged: Reco
     alone = replace(profile, steps=(step,))  # recorded as if the part were all
     everything = exact_choices(step, frozenset(parameter.name for parameter in profile.parameters))
     known = {f.moment: f.total_bytes for f in timeline(alone, Optimizer(), Schedule(step.batch_size)).predict(everything)}
+    early = timeline(alone, Optimizer(), Schedule(step.batch_size, early_updates=True))
+    updated = {f.moment: f.total_bytes for f in early.predict(everything)}
+    complete = {
+        parameter.name: (parameter.bytes, min(early.readers[parameter.name]))
+        for parameter in profile.parameters
+        if parameter.name in early.readers
+    }
 
     def beyond(phase: Phase, operation: str) -> int:
         moment = Moment(phase, operation)
@@ -173,12 +180,22 @@ def _with_workspace(profile: Profile, step: Step, exact: Recording, ranged: Reco
         moment = Moment("backward", operation)
         return ranged.peaks[moment] - exact.peaks[moment] if moment in exact.peaks and moment in ranged.peaks else 0
 
+    def passed(i: int, operation: Operation) -> int:
+        """The record's step updates nothing before its end: gradients that are complete earlier are still there."""
+        moment = Moment("backward", operation.name)
+        first = next((name for name in operation.parameters if complete.get(name, (0, -1))[1] == i), None)
+        if first is None or moment not in exact.ends:
+            return 0
+        earlier = sum(size for size, at in complete.values() if at > i)
+        return profile.static_bytes + exact.ends[moment] - earlier - updated[Moment("update", first)]
+
     return tuple(
         replace(
             operation,
             forward_bytes=beyond("forward", operation.name),
             backward_bytes=beyond("backward", operation.name),
             ranged_bytes=more(operation.name),
+            passed_bytes=passed(i, operation),
         )
-        for operation in step.operations
+        for i, operation in enumerate(step.operations)
     )

@@ -84,6 +84,10 @@ class Timeline:
     def row(self) -> dict[Moment, int]:
         return {moment: number for number, moment in enumerate(self.moments)}
 
+    @cached_property
+    def readers(self) -> dict[str, list[int]]:
+        return readers_of(self.step)
+
     def add(self, kind: Kind, first: int, last: int, column: int, size: int) -> None:
         """Bytes that live from row `first` to row `last` where the variable of `column` is 1."""
         if size and first <= last:
@@ -142,6 +146,15 @@ class Timeline:
         """Footprint at every moment."""
         bytes_KM = self.bytes(choices)
         return tuple(Footprint(moment, *(int(part) for part in bytes_KM[:, at])) for at, moment in enumerate(self.moments))
+
+
+def readers_of(step: Step) -> dict[str, list[int]]:
+    """For each parameter that an operation reads, the operations that do."""
+    readers: dict[str, list[int]] = {}
+    for i, operation in enumerate(step.operations):
+        for name in dict.fromkeys(operation.parameters):
+            readers.setdefault(name, []).append(i)
+    return readers
 
 
 def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:
