@@ -132,14 +132,15 @@ class IntegerProgram:
     def _lose(self) -> Iterator[Row]:
         """A frozen parameter loses its share; a trained one what its forms lose.
 
-        One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. One shared with others
-        may be full then, so as much as it could lose is taken off.
+        One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. Another may be full then:
+        one shared with others, or whose errors travel to them. So as much as it could lose is taken off.
         """
         lost: dict[str, dict[int, float]] = {name: {} for name in self.trainable}
         shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.trainable}
         for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
             activation = self.step.activations[a]
-            alone = len({activation.holders[h] for h in activation.forms[f].holders}) == 1
+            served = {activation.holders[h] for h in activation.forms[f].holders}
+            alone = len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
             for name, energy in self.options[column].lost_energy.items():
                 if name in lost:
                     lost[name][column] = share = min(1.0, energy / self._energy(name))
@@ -147,7 +148,7 @@ class IntegerProgram:
                         shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
         for name, column in self.loss_at.items():
             share, trained = self.share[name], self.at.parameter[name]
-            frozen = share * max(0.0, 1.0 - sum(shared[name].values()))
+            frozen = share * (1.0 - sum(shared[name].values()))
             yield {column: 1.0, trained: frozen, **{at: -share * each for at, each in lost[name].items()}}, frozen
             if shared[name]:
                 yield {column: 1.0, trained: share}, share
@@ -161,6 +162,7 @@ class IntegerProgram:
     @cached_property
     def upper(self) -> Values:
         upper = np.ones(self.columns)
+        upper[self.base :] = np.inf  # errors that travel from many operations may add up to more than the gradient itself
         for parameter, column in self.at.parameter.items():
             upper[column] = parameter in self.loss_at
         for column, option in self.options.items():

@@ -43,7 +43,8 @@ class Operation:
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
         passed_bytes: live just after its backward, while its parameters are updated, beyond static bytes, gradients of parameters
             and what is still held: the gradients it passes on.
-        ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole.
+        ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole; for
+            each input, if it has several.
         forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
