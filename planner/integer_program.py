@@ -162,7 +162,7 @@ class IntegerProgram:
     @cached_property
     def upper(self) -> Values:
         upper = np.ones(self.columns)
-        upper[self.base :] = np.inf  # errors that travel from many operations may add up to more than the gradient itself
+        upper[self.base :] = 1.0 + len(self.options)  # errors that travel may add up to more than the gradient itself
         for parameter, column in self.at.parameter.items():
             upper[column] = parameter in self.loss_at
         for column, option in self.options.items():

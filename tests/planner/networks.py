@@ -67,7 +67,7 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.wide = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(12, 6, 3)
+        self.stem, self.wide = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(12, 6, 3)
         self.group, self.layer, self.root = nn.GroupNorm(3, 6), nn.LayerNorm(6), nn.RMSNorm(6)
         self.attention, self.gate, self.head = nn.Linear(6, 18), nn.Linear(6, 6), nn.Linear(6, 4)
 
@@ -85,7 +85,7 @@ class Gated(nn.Module):
 
 def gated_sample(batch: int = 5) -> dict[str, Tensor]:
     torch.manual_seed(4)
-    return {"inputs.0": torch.randn(batch, 2, 6, 8), "targets": torch.randint(4, (batch,))}
+    return {"inputs.0": torch.randn(batch, 3, 6, 8), "targets": torch.randint(4, (batch,))}
 
 
 def convolutional_sample(batch: int = 8) -> dict[str, Tensor]:
