@@ -273,9 +273,9 @@ class IntegerProgram:
             options={"mip_rel_gap": costs.gap, "time_limit": costs.seconds},
         )
 
-    def least_peak(self, whole: bool = True) -> tuple[Choices, float]:
+    def least_peak(self, whole: bool = True, exact: bool = False) -> tuple[Choices, float]:
         """The choices with the lowest peak, and that peak: one more variable, which no moment exceeds. `whole` as in `_milp`: if not,
-        the peak is a bound that no choices get below.
+        the peak is a bound that no choices get below. `exact`: of those that train everything and lose nothing.
         """
         width = self.columns + 1
         unit = max(1.0, float(self.constant.max())) / PARTS
@@ -284,11 +284,13 @@ class IntegerProgram:
         costs[self.base : self.columns] = 1e-6  # of all the smallest plans, one that loses little
         kept = self.undominated
         rows, least = self.rows
+        lower, upper = np.zeros(width), np.append(self.upper_exact if exact else self.upper, np.inf)
+        lower[[self.at.parameter[name] for name in self.trainable]] = exact
         moments = np.hstack([self.bytes[kept] / unit, np.full((kept.sum(), 1), -1.0)])
         result = milp(
             costs,
             integrality=np.append(self.integral, 0) * whole,
-            bounds=Bounds(np.zeros(width), np.append(self.upper, np.inf)),
+            bounds=Bounds(lower, upper),
             constraints=[
                 LinearConstraint(_widened(rows), least, np.inf),
                 LinearConstraint(csr_array(moments), -np.inf, -self.constant[kept] / unit),
