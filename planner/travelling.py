@@ -24,7 +24,7 @@ from planner.fidelity import Measured, without_dropout
 from planner.sample import Batch
 from planner.techniques import Candidate, candidate
 
-SAMPLES = 4  # of the batch, where samples do not touch one another: the errors of the others are as large, and independent
+SAMPLES = 2  # of the batch, where samples do not touch one another: the errors of the others are as large, and independent
 
 Travelled = dict[tuple[str, str], list[Measured]]  # for a value and an operation that reads it, its forms in order of bytes
 
