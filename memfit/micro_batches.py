@@ -51,8 +51,8 @@ def _check_evenly_ignored(inputs: Tensor | tuple[Tensor, ...] | dict[str, Tensor
         shares = [float(part.mean()) for part in ignored.split(micro_batch)]
         if max(shares) - min(shares) > 1e-12:
             raise ValueError(
-                fX
-                "up to the batch's: plan without `micro_batch`, or with the loss outside the model"
+                f"labels to ignore ({IGNORED}) are not spread evenly over parts of {micro_batch} samples, so their gradients "
+                "would not add up to the batch's: plan without `micro_batch`, or with the loss outside the model"
             )
 
 
