@@ -39,7 +39,7 @@ REPEATABLE = frozenset(
 
 def is_batch_size(node: Node) -> bool:
     """Whether a node tells how many samples there are, of a model input."""
-    return node.target is aten.sym_size.int and node.args[1] == 0 and isinstance(node.args[0], Node) and node.args[0].op == "placeholder"
+    return bool(node.target is aten.sym_size.int and node.args[1] == 0 and node.all_input_nodes[0].op == "placeholder")
 
 
 def repeatable(node: Node) -> bool:

@@ -98,11 +98,11 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         for holder in form_plan.holders:
             held_by.setdefault(holder, {})[form_plan.value] = held
     for node in list(nodes.values()):
-        held = held_by.get(node.name, {})
+        forms = held_by.get(node.name, {})
         if holds_its_input(module, node):
-            _use_own(node, held.pop(node.args[0].name, None))
-        elif repeated_inputs(node) and (held or node.name in masks):
-            _use_again(module, node, held)
+            _use_own(node, forms.pop(node.all_input_nodes[0].name, None))
+        elif repeated_inputs(node) and (forms or node.name in masks):
+            _use_again(module, node, forms)
             masks.discard(node.name)
         elif _is_pooling_of_batches(node):
             _use_pooling(node, small=node.name in masks)

@@ -53,6 +53,7 @@ class Task:
     optimizer: dict[str, Any]
     trainable: list[str]
     budget_bytes: int
+    budget_scope: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,15 @@ class Answer:
 
 def main() -> None:
     runtime_bytes = resident_bytes("VmRSS")
-    task = Task(**json.load(sys.stdin))
+    given = json.load(sys.stdin)
+    if given["measure"] == "runtime":
+        json.dump({"runtime_bytes": _runtime_bytes(given["model"])}, sys.stdout)
+        return
+    task = Task(**given)
     batches = _batches(task)
     answer = _measure(task, batches[0], runtime_bytes)
-    if task.measure == "planned" and answer.step.measured_peak_bytes <= task.budget_bytes:
+    of_budget = answer.step.process_peak_bytes if task.budget_scope == "process" else answer.step.measured_peak_bytes
+    if task.measure == "planned" and of_budget <= task.budget_bytes:
         answer = replace(answer, fidelity=_fidelity(task, batches))
     json.dump(asdict(answer), sys.stdout)
 
@@ -85,6 +91,12 @@ def resident_bytes(field: str) -> int:
 def forget_highest_resident_bytes() -> None:
     """Let VmHWM begin anew, so that it tells of the steps and not of loading."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def _runtime_bytes(model: str) -> int:
+    module = capture(torch.export.load(model), "frozen").module
+    tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers())}
+    return resident_bytes("VmRSS") - sum(tensors.values())
 
 
 def _batches(task: Task) -> list[Batch]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.profile import Moment, Setting
-from planner.request import Optimizer
+from planner.request import BudgetScope, Optimizer
 
 # The techniques that compress nothing; the names of the others are those of `memfit.forms`.
 KEEP, MASK, INDEX, NOT_NEEDED = "keep", "mask", "index", "not needed"
@@ -88,6 +88,7 @@ class Plan:
     Attributes:
         bound: the highest fidelity any plan of this menu could have, as proved by the solver; gap = bound − fidelity.
         timeline: predicted footprint at every moment of the step; `peak` its largest.
+        budget_scope, runtime_bytes: where the budget is of the whole process, what of it is not the footprint's.
     """
 
     budget_bytes: int
@@ -105,6 +106,13 @@ class Plan:
     timeline: tuple[Footprint, ...]
     solve_seconds: float
     variables: int
+    budget_scope: BudgetScope = "training"
+    runtime_bytes: int = 0
+
+    def holds(self, measured: "Measured") -> bool:
+        """Whether a measured step stayed within the budget."""
+        peak_bytes = measured.process_peak_bytes if self.budget_scope == "process" else measured.measured_peak_bytes
+        return peak_bytes <= self.budget_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,7 @@ class Profile:
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
         tensors: those that options ship, as `memfit.shipped` writes them, by the name that stands for them in settings.
+        runtime_bytes: resident set of a fresh process that has loaded the model, without parameters and buffers.
     """
 
     graph: str
@@ -192,6 +193,7 @@ class Profile:
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())
     tensors: dict[str, str] = field(default_factory=dict)
+    runtime_bytes: int = 0
 
     @property
     def whole(self) -> Step:

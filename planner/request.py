@@ -9,6 +9,7 @@ from typing import Literal
 
 from planner.errors import BadBudget
 
+BudgetScope = Literal["training", "process"]
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
@@ -78,13 +79,17 @@ class ProfileSettings:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """One budget and what may be done to meet it. Patterns are matched against whole names, with * and ?."""
+    """One budget and what may be done to meet it. Patterns are matched against whole names, with * and ?.
+
+    `budget_scope`: whether the budget is of the footprint, or of the whole process, runtime and allocator included.
+    """
 
     budget: Budget
     optimizer: Optimizer = Optimizer()
     trainable: tuple[str, ...] = ("*",)
     techniques: tuple[str, ...] = ("*",)
     own_loop: bool = False
+    budget_scope: BudgetScope = "training"
 
     def may_train(self, parameter: str) -> bool:
         return any(fnmatchcase(parameter, pattern) for pattern in self.trainable)

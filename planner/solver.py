@@ -65,12 +65,13 @@ def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction,
     trainable = tuple(p.name for p in profile.parameters if request.may_train(p.name) and p.gradient_energy > 0)
     if not trainable:
         raise NothingTrainable(request.trainable, tuple(p.name for p in profile.parameters))
-    budget_bytes = request.budget.in_bytes(plain_peak_bytes(profile, request.optimizer))
+    runtime_bytes = profile.runtime_bytes if request.budget_scope == "process" else 0
+    budget_bytes = request.budget.in_bytes(plain_peak_bytes(profile, request.optimizer) + runtime_bytes) - runtime_bytes
     programs = Programs(profile, request, trainable, corrections)
     solution = best(programs, budget_bytes)
     if solution is None:
-        raise _infeasible(programs, budget_bytes)
-    return _plan(solution, budget_bytes, perf_counter() - started)
+        raise _infeasible(programs, budget_bytes, runtime_bytes)
+    return _plan(solution, budget_bytes, runtime_bytes, perf_counter() - started)
 
 
 @dataclass
@@ -189,7 +190,7 @@ def plain_peak_bytes(profile: Profile, optimizer: Optimizer) -> int:
     return max(profile.plain_peak_bytes, update) + optimizer.states * parameters
 
 
-def _plan(solution: Solution, budget_bytes: int, seconds: float) -> Plan:
+def _plan(solution: Solution, budget_bytes: int, runtime_bytes: int, seconds: float) -> Plan:
     program, choices = solution.program, solution.choices
     profile, request = program.profile, program.request
     footprints = program.timeline.predict(choices)
@@ -197,7 +198,7 @@ def _plan(solution: Solution, budget_bytes: int, seconds: float) -> Plan:
     fidelity = 1.0 - solution.loss
     bound = max(1.0 - solution.least_loss, fidelity)
     return Plan(
-        budget_bytes=budget_bytes,
+        budget_bytes=budget_bytes + runtime_bytes,
         fidelity=fidelity,
         bound=bound,
         gap=bound - fidelity,
@@ -215,6 +216,8 @@ def _plan(solution: Solution, budget_bytes: int, seconds: float) -> Plan:
         timeline=footprints,
         solve_seconds=seconds,
         variables=program.columns,
+        budget_scope=request.budget_scope,
+        runtime_bytes=runtime_bytes,
     )
 
 
@@ -260,7 +263,7 @@ def _activation_choices(program: IntegerProgram, choices: Choices) -> tuple[Acti
     return tuple(rows)
 
 
-def _infeasible(programs: Programs, budget_bytes: int) -> InfeasibleBudget:
+def _infeasible(programs: Programs, budget_bytes: int, runtime_bytes: int) -> InfeasibleBudget:
     program, choices = _least_peak([*programs.undivided, *programs.divided])
     peak: Footprint = max(program.timeline.predict(choices), key=lambda footprint: footprint.total_bytes)
     binding = {
@@ -271,7 +274,10 @@ def _infeasible(programs: Programs, budget_bytes: int) -> InfeasibleBudget:
         "transient_bytes": peak.transient_bytes,
         "tensors": _live_tensors(program, peak),
     }
-    return InfeasibleBudget(budget_bytes, peak.total_bytes, binding, _suggestions(programs, budget_bytes))
+    if runtime_bytes:
+        binding["runtime_bytes"] = runtime_bytes
+    least_bytes = peak.total_bytes + runtime_bytes
+    return InfeasibleBudget(budget_bytes + runtime_bytes, least_bytes, binding, _suggestions(programs, budget_bytes))
 
 
 def _least_peak(programs: list[IntegerProgram]) -> tuple[IntegerProgram, Choices]:

@@ -5,7 +5,7 @@ feels the difference. Backward is linear, so the difference itself goes back thr
 operation, input and form; its energy in each parameter is what is lost there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from time import perf_counter
@@ -62,8 +62,10 @@ def measure_travelling(graph: TrainingGraph, batch: Batch, loss: str, apart: boo
             seen[node.name] = _Seen(operation, list(args[: len(operation.tensors)]), result)
 
     value = loss_of(loss, NamedRun(module, observe).run(*some.inputs), some.targets)
+    if not seen:
+        return {}
     outputs = [each.result for each in seen.values()]
-    grads = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True) if seen else ()
+    grads: tuple[Tensor | None, ...] = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
     travelled: Travelled = {}
     for done, ((name, each), grad) in enumerate(zip(seen.items(), grads, strict=True)):
         if grad is None:
@@ -89,7 +91,7 @@ def _candidate(form: Int4 | Int8, shape: tuple[int, ...], tensor: Tensor) -> Can
     return candidate(form, shape, tensor.element_size())
 
 
-def _energies(seen: _Seen, errors: list[Tensor | None], parameters: dict[str, Tensor]) -> dict[str, float]:
+def _energies(seen: _Seen, errors: list[Tensor | None], parameters: Mapping[str, Tensor]) -> dict[str, float]:
     """Energy of an error in each parameter: what came to the operation's own, and what its inputs carry on."""
     carried = [(tensor, error) for tensor, error in zip(seen.tensors, errors, strict=True) if tensor is not None and error is not None]
     if not carried:

@@ -104,6 +104,7 @@ def plan(
     trainable: Annotated[list[str] | None, typer.Option(help="Pattern of names of parameters that may train; may be repeated.")] = None,
     techniques: Annotated[list[str] | None, typer.Option(help="Pattern of techniques that may be used; may be repeated.")] = None,
     own_loop: Annotated[bool, typer.Option("--own-loop", help="Use only what lives in the module, for your own training loop.")] = False,
+    scope: Annotated[str, typer.Option(help="What the budget is of: training (the footprint) or process (the whole of it).")] = "training",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The patched checkpoint; by default MODEL.memfit.pt2, here.", dir_okay=False)
     ] = None,
@@ -121,6 +122,7 @@ def plan(
         "batch_norm": batch_norm,
         "batch_size": batch_size,
         "own_loop": own_loop,
+        "budget_scope": scope,
         "trainable": trainable or ["*"],
         "techniques": techniques or ["*"],
     }

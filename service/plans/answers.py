@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models import PlanState
 from planner.plan import ActivationChoice, Certificate, ParameterChoice, Plan
 from planner.plan import Footprint as PlannedFootprint
+from planner.request import BudgetScope
 from service.problems import ProblemDocument
 
 
@@ -40,6 +41,8 @@ class PlanContent(BaseModel):
 
     state: PlanState = Field(description="ready: certificate.measured_peak_bytes ≤ budget_bytes.")
     budget_bytes: int | None = Field(None, description="Most bytes the footprint may reach at any moment of the step.")
+    budget_scope: BudgetScope | None = Field(None, description="training: of the footprint; process: of the whole process.")
+    runtime_bytes: int | None = Field(None, description="Of a budget of the whole process, what is not the footprint's.")
     fidelity: float | None = Field(None, description="1 − Σ‖g−ĝ‖² / Σ‖g‖² over all trainable parameters, as planned.", examples=[0.998])
     bound: float | None = Field(
         None, description="The highest fidelity that any plan of this menu could have inside the budget, as proved."
@@ -108,6 +111,8 @@ def plan_content(
     if plan is not None:
         content |= {
             "budget_bytes": plan.budget_bytes,
+            "budget_scope": plan.budget_scope,
+            "runtime_bytes": plan.runtime_bytes if plan.budget_scope == "process" else None,
             "fidelity": plan.fidelity,
             "bound": plan.bound,
             "gap": plan.gap,

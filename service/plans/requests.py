@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from planner.errors import BadBudget
-from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budget
+from planner.request import BudgetScope, Optimizer, PlanRequest, ProfileSettings, parse_budget
 from service.body import Body
 
 DIGEST_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -68,6 +68,9 @@ class PlanBody(SettingsBody):
         ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]
     )
     own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
+    budget_scope: BudgetScope = Field(
+        "training", description="What the budget is of: the footprint of the step, or the whole process that trains."
+    )
     device: str | None = Field(
         None, description="A device, instead of a budget: its memory less what its system takes.", examples=["raspberry-pi-4b-2gb"]
     )
@@ -96,4 +99,5 @@ class PlanBody(SettingsBody):
             BadBudget: the budget is no amount of memory.
         """
         budget = parse_budget(str(self.budget))
-        return PlanRequest(budget, Optimizer(self.optimizer.name, self.optimizer.momentum), self.trainable, self.techniques, self.own_loop)
+        optimizer = Optimizer(self.optimizer.name, self.optimizer.momentum)
+        return PlanRequest(budget, optimizer, self.trainable, self.techniques, self.own_loop, self.budget_scope)
