@@ -14,12 +14,11 @@ from bench import models
 from bench.cells import Printing, host, mebibytes, stages
 from bench.measure import MOMENTUM, Measurement, measure
 from planner.errors import InfeasibleBudget, UnverifiedPlan
-from planner.footprint import timeline
-from planner.plan import Plan, Schedule
+from planner.footprint import plain_timeline
+from planner.plan import Plan
 from planner.profile import Profile
 from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
 from planner.solver import Programs
-from planner.timeline import exact_choices
 from service import pipeline
 
 RESULTS = Path("docs/floors.md")
@@ -80,9 +79,7 @@ def beyond_static(plan: Plan) -> int:
 
 def plain_beyond_static(profile: Profile) -> int:
     """The same of the plain step: measured bytes of each moment without parameters, buffers, gradients and batch."""
-    everything = exact_choices(profile.whole, frozenset(p.name for p in profile.parameters))
-    made = timeline(profile, Optimizer(), Schedule(profile.whole.batch_size)).predict(everything)
-    static = {footprint.moment: footprint.static_bytes for footprint in made}
+    static = {footprint.moment: footprint.static_bytes for footprint in plain_timeline(profile)}
     return max(each.live_bytes - static[each.moment] for each in profile.plain if each.moment in static)
 
 

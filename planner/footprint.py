@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from planner.plan import Correction, Schedule
+from planner.plan import Correction, Footprint, Schedule
 from planner.profile import Activation, Moment, Option, Parameter, Phase, Profile, Step
 from planner.request import Optimizer
-from planner.timeline import ALWAYS, Timeline, readers_of
+from planner.timeline import ALWAYS, Timeline, exact_choices, readers_of
 
 
 def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, corrections: tuple[Correction, ...] = ()) -> Timeline:
@@ -18,6 +18,12 @@ def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, correct
             at = made.row[correction.moment]
             made.add("transient", at, at, ALWAYS, correction.extra_bytes)
     return made
+
+
+def plain_timeline(profile: Profile) -> tuple[Footprint, ...]:
+    """Of a step of the whole batch that trains everything and keeps it whole, with an optimizer without state."""
+    everything = exact_choices(profile.whole, frozenset(parameter.name for parameter in profile.parameters))
+    return timeline(profile, Optimizer(), Schedule(profile.whole.batch_size)).predict(everything)
 
 
 def step_of(profile: Profile, samples: int) -> Step:

@@ -1,6 +1,6 @@
 """One choice for everything, for one budget, and the certificate that proves it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.profile import Moment, Setting
 from planner.request import BudgetScope, Optimizer
@@ -36,14 +36,15 @@ class Schedule:
 class Footprint:
     """Bytes live at one moment.
 
-    Static: parameters, buffers, gradients, optimizer state and batch. Saved: activations held. Transient: what the running
-    operation needs.
+    Static: parameters, buffers, gradients, optimizer state and batch. Saved: activations held, in all and by technique. Transient:
+    what the running operation needs.
     """
 
     moment: Moment
     static_bytes: int
     saved_bytes: int
     transient_bytes: int
+    saved_by_technique: dict[str, int] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:

@@ -22,6 +22,7 @@ class Footprint(BaseModel):
     static_bytes: int = Field(description="Parameters, buffers, gradients, optimizer state and the batch.")
     saved_bytes: int = Field(description="Activations held for the backward pass.")
     transient_bytes: int = Field(description="What the running operation needs.")
+    saved_by_technique: dict[str, int] = Field(default_factory=dict, description="The saved bytes, by the technique that holds them.")
 
     @classmethod
     def of(cls, footprint: PlannedFootprint) -> "Footprint":
@@ -31,6 +32,7 @@ class Footprint(BaseModel):
             static_bytes=footprint.static_bytes,
             saved_bytes=footprint.saved_bytes,
             transient_bytes=footprint.transient_bytes,
+            saved_by_technique=footprint.saved_by_technique,
         )
 
 

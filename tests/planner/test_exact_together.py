@@ -10,18 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx import GraphModule
 
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.operators import held
 from memfit.recipe import RECOMPUTE, HeldForm
 from memfit.training_step import TrainingStep
-from planner.capture import TrainingGraph
+from planner.capture import TrainingGraph, capture
 from planner.fidelity import without_dropout
 from planner.footprint import timeline
 from planner.plan import INDEX, MASK, Schedule
 from planner.profile import Profile
-from planner.request import Optimizer
+from planner.profiling import make_profile
+from planner.request import Optimizer, ProfileSettings
 from planner.sample import Batch, batches_of
 from tests.planner.networks import graph_of, profile_of
 
@@ -101,3 +103,50 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
     for parameter, gradient in ours.items():  # that of a key's bias is zero but for rounding
         truth = it.truth[parameter]
         assert float((gradient - truth).norm() / truth.norm().clamp_min(1e-6 * largest)) <= CLOSE, parameter
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=20)
+def test_batch_statistics_move_once_a_step(data: st.DataObject) -> None:
+    graph, profile, batch, start = batch_normed()
+    recipe = dataclasses.replace(graph.exact_recipe(profile.loss), masks=(), forms=())
+    masks, forms = set[str](), list[HeldForm]()
+    for activation in profile.whole.activations:
+        for form in activation.forms:
+            option = data.draw(st.sampled_from([None, *(option for option in form.options if not option.lost_energy)]))
+            holders = tuple(profile.whole.operations[activation.holders[h].operation].name for h in form.holders)
+            if option is not None and (option.technique in (MASK, INDEX) or holders == (form.value,)):
+                masks.add(form.value)
+            elif option is not None:
+                forms.append(HeldForm(form.value, holders, RECOMPUTE, dict(option.settings)))
+
+    def state_of(model: GraphModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return gradients, {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    model = without_dropout(apply(graph.program, dataclasses.replace(recipe, masks=tuple(masks), forms=tuple(forms))))
+    model.load_state_dict(start)
+    TrainingStep(model, lr=0.0).backward(batch.inputs, batch.targets)
+    ours, our_statistics = state_of(model)
+    plain = without_dropout(graph.module)
+    plain.load_state_dict(start)
+    loss_of(profile.loss, plain(*batch.inputs), batch.targets).backward()
+    truth, statistics = state_of(plain)
+    assert any(not torch.equal(statistics[name], start[name]) for name in statistics)
+    for name, value in statistics.items():
+        assert torch.equal(our_statistics[name], value), name
+    for name, gradient in truth.items():
+        assert float((ours[name] - gradient).norm() / gradient.norm().clamp_min(1e-9)) <= CLOSE, name
+
+
+@cache
+def batch_normed() -> tuple[TrainingGraph, Profile, Batch, dict[str, Tensor]]:
+    """The convolutional network with batch statistics, and its state before any step."""
+    frozen, sample, loss = graph_of("convolutional", torch.float64)
+    graph = capture(frozen.program, "batch")
+    start = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    settings = ProfileSettings(loss=loss, batch_norm="batch")
+    profile = make_profile(graph, sample, settings, lambda fraction, message: None)
+    assert len(profile.steps) == 1  # samples touch one another: no parts, no slices
+    return graph, profile, batches_of(sample, graph.inputs, loss, None)[0], start
