@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array, csr_array, hstack
 
+from memfit.recipe import RECOMPUTE
 from planner.profile import Option
 from planner.request import PlanRequest
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
@@ -306,6 +307,7 @@ class IntegerProgram:
         trained = frozenset(name for name in self.trainable if values[self.at.parameter[name]] > 0.5)
         needed = exact_choices(self.step, trained).whole
         chosen = {(a, f): o for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options) if values[column] > 0.5}
+        chosen = self._left_over(chosen) | chosen
         passes = gradient_flow(self.step, trained)
         whole: set[int] = set()
         forms: dict[tuple[int, int], int] = {}
@@ -324,6 +326,19 @@ class IntegerProgram:
                 forms |= {(a, f): o for f, o in held.items()}
                 whole |= {source for f, o in held.items() for source in activation.forms[f].options[o].sources}
         return Choices(trained, frozenset(whole), forms)
+
+    def _left_over(self, chosen: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
+        """What operations keep of their own and do without, since they work themselves out again for some form of an input."""
+        of = self.step.activations
+        again = {of[a].holders[h].operation for a, f in chosen for h in of[a].forms[f].holders if of[a].holders[h].needed_for == "gradient"}
+        return {
+            (a, f): o
+            for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options)
+            if self.upper[column]
+            and self.options[column].technique == RECOMPUTE
+            and not self.options[column].settings
+            and of[a].holders[of[a].forms[f].holders[0]].operation in again
+        }
 
     def seconds_of(self, choices: Choices) -> float:
         """Seconds of a step: of one with all kept whole, and of the options' own work."""
