@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array, csr_array, hstack
 
-from memfit.recipe import RECOMPUTE
+from planner.plan import RECOMPUTE
 from planner.profile import Option
 from planner.request import PlanRequest
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow

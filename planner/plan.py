@@ -7,6 +7,7 @@ from planner.request import BudgetScope, Optimizer
 
 # The techniques that compress nothing; the names of the others are those of `memfit.forms`.
 KEEP, MASK, INDEX, NOT_NEEDED = "keep", "mask", "index", "not needed"
+RECOMPUTE = "recompute"  # as in `memfit.recipe`, which needs torch
 
 
 # Ways to run the whole step, which requests may allow or forbid like techniques.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
 
+import planner.plan
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.operators import held
@@ -150,3 +151,7 @@ def batch_normed() -> tuple[TrainingGraph, Profile, Batch, dict[str, Tensor]]:
     profile = make_profile(graph, sample, settings, lambda fraction, message: None)
     assert len(profile.steps) == 1  # samples touch one another: no parts, no slices
     return graph, profile, batches_of(sample, graph.inputs, loss, None)[0], start
+
+
+def test_planner_and_device_mean_the_same_by_recomputation() -> None:
+    assert planner.plan.RECOMPUTE == RECOMPUTE
