@@ -18,7 +18,6 @@ from planner.footprint import plain_timeline
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
-from planner.solver import Programs
 from service import pipeline
 
 RESULTS = Path("docs/floors.md")
@@ -26,8 +25,6 @@ BEGIN, END = "<!-- floors: begin -->", "<!-- floors: end -->"
 BATCH = 16
 MODELS = ("mobilenet_v2", "resnet_18", "resnet_50", "vit_tiny", "bert_4", "unet", "gpt")
 OPTIMIZER = Optimizer("sgd", MOMENTUM)
-STEP = 1.01  # to the next budget, where a plan could not be proved
-TRIES = 8
 HEADINGS = (
     *("model", "static", "plain", "step", "every block", "of plain", "step", "memfit in as much", "step"),
     *("memfit's least", "of plain", "step", "saved + transient", "of plain's", "schedule"),
@@ -42,34 +39,17 @@ class Exact:
     measured: Measurement
 
 
-def least_exact_bytes(profile: Profile) -> int:
-    """The lowest predicted peak of all choices and schedules that train everything and lose nothing."""
-    request = PlanRequest(Budget(amount_bytes=1), OPTIMIZER)
-    trainable = tuple(p.name for p in profile.parameters if p.gradient_energy > 0)
-    programs = Programs(profile, request, trainable)
-    every = [*programs.undivided, *programs.divided]
-    bounds = [program.least_peak(whole=False, exact=True)[1] for program in every]
-    least = float("inf")
-    for bound, program in sorted(zip(bounds, every, strict=True), key=lambda pair: pair[0]):
-        if bound < least:
-            least = min(least, program.least_peak(exact=True)[1])
-    return int(least)
-
-
-def exact(name: str, folder: Path, profile: Profile, budget_bytes: int) -> Exact | None:
-    """A proved plan without loss in this budget, or a little more; None where `TRIES` steps up do not find one."""
+def exact(name: str, folder: Path, profile: Profile, budget_bytes: int | None) -> Exact | None:
+    """A proved plan without loss in this budget, or the least there is; None where there is none."""
     model, sample = folder / f"{name}.pt2", folder / f"{name}.safetensors"
-    for _ in range(TRIES):
-        request = PlanRequest(Budget(amount_bytes=budget_bytes), OPTIMIZER)
-        with stages(folder / "log") as running:
-            try:
-                verified = pipeline.prove(running, model, sample, profile, request, Printing(f"{name} in {mebibytes(budget_bytes)}"))
-                if verified.plan.fidelity == 1.0:
-                    return Exact(verified.plan, measure(name, sample, verified.checkpoint))
-            except (InfeasibleBudget, UnverifiedPlan):
-                pass
-        budget_bytes = int(budget_bytes * STEP)
-    return None
+    budget = None if budget_bytes is None else Budget(amount_bytes=budget_bytes)
+    printing = Printing(f"{name} in {'the least' if budget_bytes is None else mebibytes(budget_bytes)}")
+    with stages(folder / "log") as running:
+        try:
+            verified = pipeline.prove(running, model, sample, profile, PlanRequest(budget, OPTIMIZER, min_fidelity=1.0), printing)
+        except (InfeasibleBudget, UnverifiedPlan):
+            return None
+        return Exact(verified.plan, measure(name, sample, verified.checkpoint))
 
 
 def beyond_static(plan: Plan) -> int:
@@ -92,7 +72,7 @@ def row(name: str, folder: Path) -> list[str]:
         profile = pipeline.measure(running, folder / f"{name}.pt2", sample, settings, Printing(name))
     plain, blocks = measure(name, sample), measure(name, sample, blocks=True)
     alike = exact(name, folder, profile, blocks.allocator_peak_bytes)
-    least = exact(name, folder, profile, least_exact_bytes(profile))
+    least = exact(name, folder, profile, None)
     states = OPTIMIZER.states * sum(p.bytes for p in profile.parameters)
 
     def cells(measured: Measurement | None) -> list[str]:

@@ -41,6 +41,7 @@ class Task:
         measure: `plain` (the model as it was) or `planned` (the checkpoint, and its fidelity where it is inside the budget).
         optimizer: name and settings.
         trainable: parameters that fidelity is measured over.
+        process_bytes: most that the process may hold; None if only the footprint counts.
     """
 
     measure: str
@@ -53,7 +54,7 @@ class Task:
     optimizer: dict[str, Any]
     trainable: list[str]
     budget_bytes: int
-    budget_scope: str
+    process_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,10 @@ def main() -> None:
     task = Task(**given)
     batches = _batches(task)
     answer = _measure(task, batches[0], runtime_bytes)
-    of_budget = answer.step.process_peak_bytes if task.budget_scope == "process" else answer.step.measured_peak_bytes
-    if task.measure == "planned" and of_budget <= task.budget_bytes:
+    holds = answer.step.measured_peak_bytes <= task.budget_bytes
+    if task.process_bytes is not None:
+        holds = holds and answer.step.process_peak_bytes <= task.process_bytes
+    if task.measure == "planned" and holds:
         answer = replace(answer, fidelity=_fidelity(task, batches))
     json.dump(asdict(answer), sys.stdout)
 

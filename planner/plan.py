@@ -84,21 +84,50 @@ class ActivationChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """The best of a simpler way in the same budget, as predicted.
+
+    Attributes:
+        name: `lossless`, `smaller_batch`, `last_layers` or `one_epsilon`.
+        fits: whether anything of it does; if not, the rest says nothing.
+        fidelity: of a smaller batch, to that batch's own gradient.
+        slowdown: seconds in those of the plain step, for the same number of samples.
+        facts: what it comes to, such as the batch size.
+    """
+
+    name: str
+    fits: bool
+    fidelity: float = 0.0
+    predicted_peak_bytes: int = 0
+    slowdown: float = 0.0
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to train and how everything is held.
 
     Attributes:
-        bound: the highest fidelity any plan of this menu could have, as proved by the solver; gap = bound − fidelity.
+        budget_bytes: what the footprint may reach: the budget that was asked for, less `headroom_bytes` that are kept free.
+        fidelity: 1 − Σ‖g−ĝ‖² / Σ‖g‖² over the trainable parameters.
+        score: what the plan was chosen for: the fidelity, or with the objective `relative` the mean over parameters of each one's own.
+        bound: the highest score any plan of this menu could have, as proved by the solver; gap = bound − score.
+        predicted_seconds: of a step; `slowdown` is that in plain steps.
         timeline: predicted footprint at every moment of the step; `peak` its largest.
-        budget_scope, runtime_bytes: where the budget is of the whole process, what of it is not the footprint's.
+        alternatives: simpler ways in the same budget; worked out while the plan is proved.
+        budget_scope, runtime_bytes: of a budget of the whole process, what is not the footprint's: beyond `budget_bytes`.
     """
 
     budget_bytes: int
+    headroom_bytes: int
     fidelity: float
+    objective: str
+    score: float
     bound: float
     gap: float
     predicted_peak_bytes: int
     predicted_seconds: float
+    slowdown: float
     peak: Footprint
     schedule: Schedule
     optimizer: Optimizer
@@ -108,13 +137,15 @@ class Plan:
     timeline: tuple[Footprint, ...]
     solve_seconds: float
     variables: int
+    alternatives: tuple[Alternative, ...] = ()
     budget_scope: BudgetScope = "training"
     runtime_bytes: int = 0
 
     def holds(self, measured: "Measured") -> bool:
         """Whether a measured step stayed within the budget."""
-        peak_bytes = measured.process_peak_bytes if self.budget_scope == "process" else measured.measured_peak_bytes
-        return peak_bytes <= self.budget_bytes
+        if self.budget_scope == "process" and measured.process_peak_bytes > self.budget_bytes + self.runtime_bytes:
+            return False
+        return measured.measured_peak_bytes <= self.budget_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def prove(model: Path, checkpoint: Path, sample: Path, profile: Profile, plan: P
         "batch_size": profile.whole.batch_size,
         "optimizer": asdict(plan.optimizer),
         "budget_bytes": plan.budget_bytes,
-        "budget_scope": plan.budget_scope,
+        "process_bytes": plan.budget_bytes + plan.runtime_bytes if plan.budget_scope == "process" else None,
         "trainable": [parameter.name for parameter in plan.parameters if parameter.trainable],
     }
     progress(0.1, "a step of the patched model, and its gradients")
