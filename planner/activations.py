@@ -10,6 +10,7 @@ from memfit.operators.pooling import RANGE_WINDOWS
 from memfit.rewriting import MASKABLE
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
+from planner.menu import unbeaten
 from planner.plan import INDEX, MASK
 from planner.profile import Activation, Form, Holder, Option
 from planner.spectra import Spectra
@@ -114,20 +115,20 @@ def _holder(graph: TrainingGraph, node: Node | None, operation: int) -> Holder:
 
 
 def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], itemsize: int) -> tuple[Option, ...]:
-    """The measured candidates for a value of that shape, without those that another beats in bytes and in lost energy."""
-    options: list[Option] = []
-    best = float("inf")
-    for each in measured:  # in order of bytes
+    """The measured candidates for a value of that shape, without those that another of the same technique beats.
+
+    Beaten by another technique they stay: a request may allow theirs alone (`planner.menu`).
+    """
+    options = []
+    for each in measured:
+        form = each.candidate.form
+        cost = candidate(form, shape, itemsize)
         lost = {name: energy / batches for name, energy in each.lost_energy.items()}
-        total = sum(lost.values())
-        if total < best:
-            best = total
-            form = each.candidate.form
-            cost = candidate(form, shape, itemsize)
-            bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
-            shipped = cost.shipped_bytes
-            options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=shipped))
-    return tuple(options)
+        bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
+        options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=cost.shipped_bytes))
+    techniques = dict.fromkeys(option.technique for option in options)
+    kept = {id(o) for technique in techniques for o in unbeaten([option for option in options if option.technique == technique])}
+    return tuple(option for option in options if id(option) in kept)
 
 
 def index_option(shape: tuple[int, ...]) -> Option:

@@ -22,8 +22,7 @@ import memfit
 from memfit.losses import loss_of
 from memfit.program import call_with
 from memfit.training_step import TrainingStep, make_optimizer
-from planner.capture import capture
-from planner.fidelity import without_dropout
+from planner.capture import capture, without_dropout
 from planner.named_step import NamedTrainingStep
 from planner.plan import Measured
 from planner.profile import Live

@@ -6,19 +6,18 @@ from torch.fx import Node
 from memfit.losses import loss_of
 from memfit.micro_batches import parts
 from memfit.program import call_with
-from planner.capture import TrainingGraph, changes_its_input
-from planner.fidelity import without_dropout
+from planner.capture import TrainingGraph, changes_its_input, without_dropout
 from planner.profile import Step
 from planner.sample import Batch
 
+TRIED = 4  # samples that are sent through at once, and in two parts
 NEAR = 4  # operations: about a block's depth
-TRIED = 4  # samples, in two parts
 SMALLEST_DIFFERENCE = 1e-6  # of the gradient's norm: far above rounding of float64, far below what samples that touch one another change
 ROUNDING = 1e-3  # the same for a program that float64 does not run through
 
 
 def part_sizes(graph: TrainingGraph, batch: Batch, loss: str) -> tuple[int, ...]:
-    """Samples at a time: all of them, and then a half, a quarter, ... where the parts' gradients add up to that of the whole."""
+    """Samples at a time: all of them, and then a half, a quarter, ... where parts' gradients add up; tried on `TRIED` samples."""
     sizes = [batch.samples]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))

@@ -43,14 +43,15 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     batches = batches_of(sample, graph.inputs, loss, settings.batch_size)
     progress(0.02, "a first step")
     try:
-        observe_structure(graph, batches[0], loss)
+        whole = observe_structure(graph, batches[0], loss)
     except (ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadSample(
             f"the model does not run on this sample: {reason}. Check shapes, types and index ranges of inputs and targets."
         ) from error
     progress(0.06, "the plain step")
-    plain, seconds = measure_step(graph.module, batches[0], loss)
+    plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)
+    pace = seconds / sum(plain.seconds.values())  # a step under record takes longer
     return_freed_memory()  # from here on as planned steps do, whose time that takes too
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
@@ -81,7 +82,10 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     again = recomputations(graph, batches[0])
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
-        step, structure = _step(profile, graph, batches[0], samples, lambda each: activations_of(graph, each, spectra, energies, travelled))
+        part = batches[0].first(samples)
+        structure = observe_structure(graph, part, loss) if number else whole
+        activations = activations_of(graph, structure, spectra, energies, travelled)
+        step = _step(profile, graph, part, structure, activations, pace * batches[0].samples / samples)
         step = replace(step, activations=with_recomputations(graph, again, structure, step.activations, step.operations, sizes_of))
         profile = replace(profile, steps=(*profile.steps, step))
     return replace(profile, splits=splits(graph, profile.whole)) if len(sizes) > 1 else profile
@@ -103,7 +107,7 @@ def check_loss(graph: TrainingGraph, loss: str) -> None:
         raise UnknownLoss(loss, graph.outputs)
 
 
-def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -> tuple[Recording, float]:
+def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int) -> tuple[Recording, float]:
     """One step under the allocator's record, with an optimizer without state; and its seconds, median of some unrecorded ones.
 
     The learning rate is 0, so the weights stay as they were.
@@ -119,17 +123,15 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -
 
 
 def _step(
-    profile: Profile, graph: TrainingGraph, batch: Batch, samples: int, activations: Callable[[Structure], tuple[Activation, ...]]
-) -> tuple[Step, Structure]:
-    """What a step holds while so many samples go through the model at a time."""
-    part = batch.first(samples)
-    structure = observe_structure(graph, part, profile.loss)
-    exact, seconds = measure_step(graph.rewritten(graph.exact_recipe(profile.loss)), part, profile.loss)
-    share = seconds * batch.samples / samples / sum(exact.seconds.values())  # a step under record takes longer
+    profile: Profile, graph: TrainingGraph, part: Batch, structure: Structure, activations: tuple[Activation, ...], pace: float
+) -> Step:
+    """What a step holds while so many samples go through the model at a time. `pace`: seconds of a whole step for each recorded one."""
+    warm_up = int(part.samples < profile.steps[0].batch_size) if profile.steps else 0  # kernels for the whole batch are there already
+    exact, _ = measure_step(graph.exact, part, profile.loss, steps=warm_up)
     step = Step(
-        samples,
+        part.samples,
         (),
-        activations(structure),  # first: it takes over what operations keep of their own
+        activations,
         tuple((s.bytes, s.born, s.last_use) for s in structure.storages if s.producer >= 0),
     )
     step = replace(
@@ -143,15 +145,15 @@ def _step(
                 forward_bytes=0,
                 backward_bytes=0,
                 internal_bytes=structure.internal_bytes[i],
-                forward_seconds=share * exact.seconds.get(Moment("forward", name), 0.0),
-                backward_seconds=share * exact.seconds.get(Moment("backward", name), 0.0),
+                forward_seconds=pace * exact.seconds.get(Moment("forward", name), 0.0),
+                backward_seconds=pace * exact.seconds.get(Moment("backward", name), 0.0),
                 source=structure.sources[i],
             )
             for i, name in enumerate(structure.names)
         ),
     )
     ranged, _ = measure_step(graph.rewritten(_by_ranges(graph, profile.loss)), part, profile.loss, steps=0)
-    return replace(step, operations=with_workspace(profile, graph, step, exact, ranged)), structure
+    return replace(step, operations=with_workspace(profile, graph, step, exact, ranged))
 
 
 def _by_ranges(graph: TrainingGraph, loss: str) -> Recipe:

@@ -75,9 +75,8 @@ def observe_structure(graph: TrainingGraph, batch: Batch, loss: str) -> Structur
     Raises:
         ValueError: the loss does not fit the outputs or targets.
     """
-    module = graph.rewritten(graph.exact_recipe(loss))
     observer = _Observer(graph, batch)
-    run = NamedRun(module, observer.see)
+    run = NamedRun(graph.exact, observer.see)
     with torch.autograd.graph.saved_tensors_hooks(observer.keep, lambda tensor: tensor):
         outputs = run.run(*batch.inputs)
         observer.forget_kept()

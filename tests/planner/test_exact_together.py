@@ -18,8 +18,7 @@ from memfit.losses import loss_of
 from memfit.operators import held
 from memfit.recipe import RECOMPUTE, HeldForm
 from memfit.training_step import TrainingStep
-from planner.capture import TrainingGraph, capture
-from planner.fidelity import without_dropout
+from planner.capture import TrainingGraph, capture, without_dropout
 from planner.footprint import timeline
 from planner.plan import INDEX, MASK, Schedule
 from planner.profile import Profile

@@ -9,7 +9,7 @@ from torch import Tensor
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.recipe import HeldForm
-from planner.fidelity import without_dropout
+from planner.capture import without_dropout
 from planner.sample import batches_of
 from planner.techniques import settings_of
 from planner.travelling import SAMPLES, measure_travelling
