@@ -21,7 +21,7 @@ from memfit.operators.held import Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
-from memfit.operators.pooling import average_pool, max_pool
+from memfit.operators.pooling import adaptive_average_pool, average_pool, max_pool
 from memfit.program import arguments, fingerprint, per_axis
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
@@ -161,7 +161,7 @@ def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
 
 
 def _is_pooling_of_batches(node: Node) -> bool:
-    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
+    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default):
         return False
     x = node.args[0]
     value = x.meta.get("val") if isinstance(x, Node) else None
@@ -184,6 +184,9 @@ def _use_pooling(node: Node, small: bool) -> None:
     values = arguments(node)
     if node.target is aten.max_pool2d.default:
         _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"]), small))
+        return
+    if node.target is aten.adaptive_avg_pool2d.default:
+        _call(node, adaptive_average_pool, (values["self"], per_axis(values["output_size"], 2)))
         return
     names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
     _call(node, average_pool, (values["self"], *(values[name] for name in names)))
