@@ -107,8 +107,9 @@ class Coded:
         return x.clamp_(*self.bounds) if self.bounds else x
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        table = 0 if self.deviations is not None else self._positions + itemsize
-        return shape[0] * (self.sample_bytes + itemsize) + table
+        if self.deviations is None:  # most bytes: those of a batch follow from its table
+            return shape[0] * (self.sample_bytes + itemsize) + self._positions + itemsize
+        return shape[0] * (self._positions_of(self.deviations, self.largest, shape).row_bytes + itemsize)
 
     def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         samples = min(shape[0], _samples_at_once(shape, itemsize))
