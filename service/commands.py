@@ -13,8 +13,7 @@ from rich.console import Console
 
 from models import PlanState
 from planner.errors import InfeasibleBudget, PlannerError
-from service import key_commands, tables
-from service.database import Database
+from service import key_commands, serve_commands, tables
 from service.documents import MODEL_SUMMARY
 from service.fit import check_trainable, settle
 from service.intake.npz import is_npz, npz_as_safetensors
@@ -33,6 +32,7 @@ app = typer.Typer(
     name="memfit", help="Plan the training of PyTorch models into a budget of memory.", no_args_is_help=True, add_completion=False
 )
 app.add_typer(key_commands.app)
+app.add_typer(serve_commands.app)
 ModelArgument = Annotated[
     Path, typer.Argument(help="A .pt2 file, as torch.export.save writes it.", exists=True, dir_okay=False, readable=True)
 ]
@@ -40,44 +40,6 @@ SampleArgument = Annotated[
     Path, typer.Argument(help="A safetensors or .npz file: inputs.0, … and targets.", exists=True, dir_okay=False, readable=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, as the service answers.")]
-
-
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of all that is kept.", file_okay=False)] = None,
-) -> None:
-    """Run the service. Its database is migrated first; jobs that were running when it last stopped start again."""
-    from service.app import DataInUse, owning  # the web framework is slow to import, and the other commands do without
-    from service.keys import NoKeys, check_keys_for
-    from service.sandbox import NoSandbox
-    from service.server import run
-
-    given = {"host": host, "port": port, "data_dir": data}
-    settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
-    try:
-        with owning(settings.data_dir):
-            database = Database(settings.url)
-            database.migrate()
-            with database.reading() as session:
-                check_keys_for(session, settings.host)
-            database.close()
-            settings.confinement  # noqa: B018 - the server asks for both itself; this is for a better word than a failed start gives
-    except (DataInUse, NoKeys, NoSandbox) as error:
-        Console(stderr=True).print(str(error), markup=False, soft_wrap=True)
-        raise typer.Exit(FAILED) from None
-    run(settings)
-
-
-@app.command()
-def migrate(data: Annotated[Path | None, typer.Option(help="Folder of all that is kept.", file_okay=False)] = None) -> None:
-    """Bring the database to the newest schema."""
-    settings = Settings().model_copy(update={"data_dir": data} if data is not None else {})
-    database = Database(settings.url)
-    database.migrate()
-    database.close()
-    Console(stderr=True).print(f"{database.engine.url.render_as_string()} is up to date")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from models import JobRecord
 from service.busy import Busy
 from service.database import Database
 from service.events import Hub
+from service.notices import Notices
 from service.rates import Rates
 from service.sandbox import Confinement
 from service.settings import Settings
@@ -35,6 +36,7 @@ class Context:
     """
     Attributes:
         hub: events of jobs, by job id.
+        worker, notices: the first where the program is alone, the second where several share a database.
         confinement: of the processes that open uploaded files.
         uploads: the resumable ones that a request has now.
         inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
@@ -44,7 +46,8 @@ class Context:
     database: Database
     store: Store
     hub: Hub[JobRecord]
-    worker: Worker
+    worker: Worker | None
+    notices: Notices | None
     confinement: Confinement
     inspections: BoundedSemaphore
     uploads: Busy

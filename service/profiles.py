@@ -16,11 +16,13 @@ from service.access import CallerDep, check_held, check_jobs, hold
 from service.context import ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
-from service.job_run import read_profile, settings_of
+from service.job_run import settings_of
 from service.jobs import find_job
 from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound
+from service.store import Store
+from service.stored import Outdated, read_profile
 from service.uploads import find_model, find_sample
 
 # ---- schemas
@@ -96,6 +98,14 @@ def needs_job(session: Session, record: ProfileRecord) -> bool:
     return record.state != ProfileState.READY and (owner is None or JobState(owner.state).finished)
 
 
+def _is_outdated(store: Store, record: ProfileRecord) -> bool:
+    """Whether an earlier memfit measured it, so that it has to be measured anew."""
+    try:
+        return record.state == ProfileState.READY and read_profile(store, record) is None
+    except Outdated:
+        return True
+
+
 def give_to(record: ProfileRecord, job: JobRecord) -> None:
     """Let a job measure the profile."""
     record.state, record.job_id, record.problem_json = ProfileState.QUEUED, job.id, None
@@ -116,11 +126,10 @@ def request_profile(body: ProfileBody, response: Response, caller: CallerDep, co
         settings = settle(MODEL_SUMMARY.validate_json(model.summary_json), SAMPLE_SUMMARY.validate_json(sample.summary_json), body.settings)
         record = profile_for(session, model.digest, sample.digest, settings)
         hold(session, caller, "profile", record.id)
-        if needs_job(session, record):
+        if needs_job(session, record) or _is_outdated(context.store, record):
             check_jobs(session, caller)
-            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id))
+            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id, context.settings.queue, after=record.id))
             hold(session, caller, "job", job.id)
-    context.worker.wake()
     response.headers["location"] = f"/v1/profiles/{record.id}"
     return _profile_answer(record, None)
 

@@ -12,7 +12,7 @@ from models import HoldingRecord, PlanRecord, PlanState
 from service.access import CallerDep, check_held
 from service.context import ContextDep
 from service.devices import with_budget
-from service.documents import CERTIFICATE, PLAN, PROBLEM
+from service.documents import PROBLEM
 from service.download import file_answer
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
 from service.plans.queries import find_plan, make_plan
@@ -22,6 +22,7 @@ from service.problems import InvalidRequest, Problem
 from service.profiles import find_profile
 from service.receive import Text, media_type, receive_json, receive_parts
 from service.store import Draft
+from service.stored import read_certificate, read_plan
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=RESPONSES)
 PLAN_SCHEMA = {"$ref": "#/components/schemas/PlanBody"}
@@ -114,8 +115,8 @@ def get_plan(id: str, caller: CallerDep, context: ContextDep) -> PlanAnswer:
     content: dict[str, Any] = plan_content(
         state=PlanState(plan.state),
         budget_bytes=plan.budget_bytes,
-        plan=PLAN.validate_json(plan.plan_json) if plan.plan_json is not None else None,
-        certificate=CERTIFICATE.validate_json(plan.certificate_json) if plan.certificate_json is not None else None,
+        plan=read_plan(plan),
+        certificate=read_certificate(plan),
         problem=PROBLEM.validate_json(plan.problem_json) if plan.problem_json is not None else None,
     )
     return PlanAnswer(
