@@ -3,16 +3,22 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import procrastinate
 from procrastinate import PsycopgConnector, RetryStrategy
+from procrastinate.jobs import Status
+from procrastinate.manager import JobManager
 from prometheus_client import start_http_server
 from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
 
 from models import JobQueue, JobRecord
 from service import queue
-from service.cluster import TASK
+from service.cluster import TASK, hand_over_again, hand_over_forgotten, left_over
 from service.database import Database
 from service.metrics import Metrics
 from service.notices import Notices
@@ -24,6 +30,8 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 SECONDS_AFTER_MISHAP = 1.0
 OTHER_THREADS = 8
+CARE = "memfit.care"
+Result = TypeVar("Result")
 
 
 def run(settings: Settings, jobs_of: JobQueue, concurrency: int, metrics_port: int | None) -> None:
@@ -76,19 +84,41 @@ class _ClusterWorker:
         address = make_url(self._settings.url).set(drivername="postgresql").render_as_string(hide_password=False)
         app = procrastinate.App(connector=PsycopgConnector(conninfo=address, min_size=1, max_size=4, timeout=10))
         app.task(name=TASK, retry=RetryStrategy(wait=5))(self._run_job)  # it ends in order unless the database stays away
+
+        async def care(timestamp: int) -> None:
+            await self._care(app.job_manager, seconds)
+
+        periodic = app.periodic(cron=f"* * * * * */{max(1, seconds // 3)}")  # with one, Procrastinate watches its own heartbeats, too
+        periodic(app.task(name=CARE, queue=CARE, queueing_lock=CARE, priority=1)(care))
         async with app.open_async():
-            retrying = asyncio.create_task(_retry_stalled(app, seconds))
-            try:
-                await app.run_worker_async(
-                    queues=[self._jobs_of],
-                    concurrency=self._concurrency,
-                    install_signal_handlers=False,
-                    delete_jobs="always",
-                    update_heartbeat_interval=seconds / 3,
-                    stalled_worker_timeout=seconds,
-                )
-            finally:
-                retrying.cancel()
+            await app.run_worker_async(
+                queues=[self._jobs_of, CARE],
+                concurrency=self._concurrency,
+                install_signal_handlers=False,
+                delete_jobs="always",
+                update_heartbeat_interval=seconds / 3,
+                stalled_worker_timeout=seconds,
+            )
+
+    async def _care(self, rows: JobManager, seconds: float) -> None:
+        """Hand over again what workers had that gave no sign of life for a while, and what was lost on the way."""
+        for row in await rows.get_stalled_jobs(seconds_since_heartbeat=seconds):
+            assert row.id is not None
+            job_id = row.task_kwargs.get("job")
+            if job_id is not None and await self._in_transaction(partial(hand_over_again, job_id=str(job_id), after=row.lock)):
+                logger.warning("the worker of job %s is dead: it is handed out again", job_id)
+            await rows.finish_job_by_id_async(row.id, Status.FAILED, delete_job=True)
+        if forgotten := await self._in_transaction(hand_over_forgotten):
+            logger.warning("jobs %s were handed out to nobody, and are again", ", ".join(forgotten))
+        for row_id in await self._in_transaction(partial(left_over, seconds=seconds)):
+            await rows.finish_job_by_id_async(row_id, Status.SUCCEEDED, delete_job=True)
+
+    async def _in_transaction(self, work: Callable[[Session], Result]) -> Result:
+        def run() -> Result:
+            with self._database.transaction() as session:
+                return work(session)
+
+        return await asyncio.to_thread(run)
 
     def _run_job(self, job: str) -> None:
         """Run a job, if it is to be run. In a thread."""
@@ -105,15 +135,3 @@ class _ClusterWorker:
         self._stopping = True
         self._runner.stop()
         self._working.cancel()
-
-
-async def _retry_stalled(app: procrastinate.App, seconds: float) -> None:
-    """Hand out again what workers had that gave no sign of life for a while."""
-    while True:
-        await asyncio.sleep(seconds / 3)
-        try:
-            for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=seconds):
-                logger.warning("the worker of job %s is dead: it is handed out again", job.task_kwargs["job"])
-                await app.job_manager.retry_job(job)
-        except Exception as error:  # another worker was faster, or the database is away
-            logger.info("jobs of dead workers were not looked for: %s", error)

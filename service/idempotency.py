@@ -20,7 +20,7 @@ from models import ReplyRecord
 from service.context import Context
 from service.keys import caller_of
 from service.notices import lives
-from service.outages import persistently
+from service.outages import OUTAGES, persistently
 from service.problem_answers import answer_with_problem
 from service.problems import InvalidRequest, Problem
 
@@ -69,18 +69,19 @@ class Idempotency:
         try:
             if not 0 < len(token) <= MAX_CHARACTERS:
                 raise InvalidRequest(f"the Idempotency-Key is empty, or longer than {MAX_CHARACTERS} characters. A UUID is a good one.")
-            await self._answer(request, token, receive, send)
-        except Problem as problem:
-            await (await answer_with_problem(request, problem))(scope, receive, send)
-
-    async def _answer(self, request: Request, token: str, receive: Receive, send: Send) -> None:
-        context: Context = request.app.state.context
-        body = _Body(request, receive)
-        key_id, reply = await run_in_threadpool(_begin, context, request.headers.get("authorization"), token)
-        if reply is not None:
-            await body.rest()
-            await _again(reply, body.fingerprint, send)
+            context: Context = request.app.state.context
+            key_id, reply = await run_in_threadpool(_begin, context, request.headers.get("authorization"), token)
+            body = _Body(request, receive)
+            if reply is not None:
+                await body.rest()
+                await _again(reply, body.fingerprint, send)
+                return
+        except (Problem, *OUTAGES) as error:
+            await (await answer_with_problem(request, error))(scope, receive, send)
             return
+        await self._answer(request, context, key_id, token, body, send)
+
+    async def _answer(self, request: Request, context: Context, key_id: str, token: str, body: "_Body", send: Send) -> None:
         answer, reset = _Answer(send), sent.set(f"{key_id} {token}")
         try:
             await self._app(request.scope, body.receive, answer.send)

@@ -3,7 +3,6 @@
 import logging
 from threading import Event, Thread
 
-import psycopg
 from sqlalchemy import func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
@@ -38,6 +37,8 @@ class Notices:
         self._thread.join()
 
     def _run(self) -> None:
+        import psycopg  # a program alone does without
+
         url = make_url(psycopg_url(self._database.engine.url.render_as_string(hide_password=False)))
         address = url.set(drivername="postgresql").render_as_string(hide_password=False)
         settings = {name: value for name, value in POSTGRES.items() if name != "options"}

@@ -8,7 +8,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from service.problems import Problem
+from service.problems import FULL, Problem, StorageFull
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -26,15 +26,7 @@ class Away(Problem):
         super().__init__(f"the {what} does not answer now ({reason}). Nothing was lost: send the request again in a while.", what=what)
 
 
-class StorageFull(Problem):
-    """The disk of the data folder is full."""
-
-    kind, title, status = "storage-full", "The disk is full", 507
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the service has no room left on its disk, and kept nothing of this request. Free space in its data folder, then try again."
-        )
+OUTAGES = (DBAPIError, PendingRollbackError, PoolTimeout, OSError)  # what `outage_of` looks at
 
 
 def outage_of(error: BaseException) -> Problem | None:
@@ -42,6 +34,8 @@ def outage_of(error: BaseException) -> Problem | None:
     match error:
         case Away() | StorageFull():
             return error
+        case OSError() if error.errno in FULL:
+            return StorageFull()
         case OperationalError() if "disk is full" in str(error.orig):  # as SQLite says it
             return StorageFull()
         case OperationalError() | InterfaceError():

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from planner.errors import PlannerError
-from service.outages import outage_of
+from service.outages import OUTAGES, outage_of
 from service.problems import INTERNAL, InvalidRequest, Problem, ProblemDocument, document_of
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def install(app: FastAPI) -> None:
     """Let every error of the app be answered by `answer_with_problem`."""
-    for kind in (Problem, PlannerError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
+    for kind in (Problem, PlannerError, RequestValidationError, HTTPException, ClientDisconnect, *OUTAGES, Exception):
         app.add_exception_handler(kind, answer_with_problem)
 
 

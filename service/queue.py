@@ -14,7 +14,7 @@ from service.documents import PROBLEM
 from service.problems import INTERNAL, ProblemDocument
 from service.tracing import current_trace
 
-MAX_INTERRUPTIONS = 5
+MAX_INTERRUPTIONS = 10
 UNMEASURED = (ProfileState.QUEUED, ProfileState.PROFILING)
 INTERRUPTED = ProblemDocument(
     INTERNAL,

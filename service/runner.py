@@ -11,7 +11,7 @@ from service import queue, tracing
 from service.database import Database
 from service.job_run import JobRun
 from service.logs import job_id
-from service.outages import persistently
+from service.outages import outage_of, persistently
 from service.problems import INTERNAL, document_of
 from service.sandbox import Confinement
 from service.stage_process import Cancellation, Cancelled, Stages
@@ -95,7 +95,7 @@ class Runner:
             logger.exception("job %s could not be put back", job.id)
 
     def _fail(self, job: JobRecord, error: Exception) -> None:
-        problem = document_of(error)
+        problem = document_of(outage_of(error) or error)
         if problem.kind == INTERNAL:
             logger.error("job %s failed: %s", job.id, problem.detail, exc_info=error)
 

@@ -1,6 +1,5 @@
 """Files by the digest of their bytes: written once, never changed, the same bytes twice are one file."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -12,8 +11,7 @@ from tempfile import mkdtemp, mkstemp
 from typing import BinaryIO, Literal
 
 from service.artifacts import Artifacts, Folder, Kept
-from service.outages import StorageFull
-from service.problems import Problem
+from service.problems import FULL, Problem, StorageFull
 
 Kind = Literal["models", "programs", "samples", "profiles", "checkpoints"]  # models: uploads, which nothing opens but the intake
 SUFFIXES: dict[Kind, str] = {"models": ".pt2", "programs": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
@@ -254,6 +252,6 @@ def full_disk_is_a_problem() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise StorageFull from error
         raise

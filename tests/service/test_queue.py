@@ -161,4 +161,4 @@ def test_an_interrupted_job_starts_again_but_not_for_ever(session: Session) -> N
         assert queue.claim(session) is job
         queue.put_back_interrupted(session)
     assert states(session, job, plan) == ("failed", "failed")
-    assert "5 times" in str(job.problem_json)
+    assert "10 times" in str(job.problem_json)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.outages import StorageFull
+from service.problems import StorageFull
 from service.store import Store, TooLarge, finished_digest
 from tests.service.running import keep
 
