@@ -2,8 +2,8 @@
 
 By default it starts `memfit serve`, measures MobileNetV2 at 8×3×224×224 and plans for it. Then, all on this machine:
 
-1. queries of the stored profile and plan, of its job and of the list of plans, at a fixed rate while a job measures;
-2. the same, as fast as they are answered;
+1. queries of the stored plan, its profile (state and settings), its job and the list of plans, at a fixed rate while a job measures;
+2. the same, as fast as they are answered; and the profile with all that was measured;
 3. plans from the stored profile, each answered with its choices and queued;
 4. event streams, all open at once on one job, until the job is cancelled and each has heard its end.
 
@@ -65,7 +65,8 @@ async def bench(address: str, profile: str | None, seconds: float, rate: float, 
     with httpx.Client(base_url=address, timeout=600) as client, tempfile.TemporaryDirectory() as folder:
         stored = make_stored(client, Path(folder)) if profile is None else find_stored(client, profile)
         pool = Pool(address, CONNECTIONS)
-        paths = [f"/v1/plans/{stored.plan}", f"/v1/profiles/{stored.profile}", f"/v1/jobs/{stored.job}", "/v1/plans?limit=20"]
+        profile = f"/v1/profiles/{stored.profile}"
+        paths = [f"/v1/plans/{stored.plan}", f"{profile}?measured=false", f"/v1/jobs/{stored.job}", "/v1/plans?limit=20"]
         sizes = [len(await pool.get(path)) for path in paths]
         print("bytes of an answer: " + ", ".join(f"{path.split('/')[2]} {size:,}" for path, size in zip(paths, sizes, strict=True)))
         with measuring(client, stored) as job:
@@ -73,6 +74,8 @@ async def bench(address: str, profile: str | None, seconds: float, rate: float, 
             say(f"queries at {rate:.0f}/s while a job measures", latencies, seconds)
             assert job_state(client, job) == "running", "the job ended too early: give fewer seconds"
         say("queries as they are answered", await as_answered(pool, paths, seconds / 2), seconds / 2)
+        size = len(await pool.get(profile))
+        say(f"a profile with all that was measured, {size:,} bytes", await as_answered(pool, [profile], seconds / 2), seconds / 2)
         began = time.monotonic()
         latencies, jobs = await plans(pool, stored)
         say("plans from a stored profile", latencies, time.monotonic() - began)

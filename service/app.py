@@ -18,7 +18,7 @@ from service.database import Database
 from service.events import Hub
 from service.files import rewrite_older_models
 from service.idempotency import Idempotency
-from service.keys import check_keys_for
+from service.keys import Callers, check_keys_for
 from service.logs import RequestLog
 from service.metrics import Metrics
 from service.notices import Notices
@@ -28,6 +28,7 @@ from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
 from service.rates import Rates
 from service.removal import Collector
+from service.rendered import Rendered
 from service.runner import Runner
 from service.settings import Settings
 from service.store import Store
@@ -128,7 +129,22 @@ def _start(settings: Settings, store: Store) -> Context:
     collector.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
     inspections = BoundedSemaphore(settings.workers)
-    return Context(settings, database, store, hub, worker, notices, confinement, inspections, Busy(), Rates(), collector, measured)
+    return Context(
+        settings,
+        database,
+        store,
+        hub,
+        worker,
+        notices,
+        confinement,
+        inspections,
+        Busy(),
+        Rates(),
+        Callers(),
+        Rendered(),
+        collector,
+        measured,
+    )
 
 
 def _stop(context: Context) -> None:

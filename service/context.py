@@ -11,8 +11,10 @@ from models import JobRecord
 from service.busy import Busy
 from service.database import Database
 from service.events import Hub
+from service.keys import Callers
 from service.notices import Notices
 from service.rates import Rates
+from service.rendered import Rendered
 from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
@@ -52,6 +54,8 @@ class Context:
     inspections: BoundedSemaphore
     uploads: Busy
     rates: Rates
+    callers: Callers
+    rendered: Rendered
     collector: "Stoppable"
     metrics: "Counting"
 

@@ -7,11 +7,8 @@ from contextvars import ContextVar
 from typing import Literal
 from uuid import uuid4
 
-from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from service import tracing
 
 Format = Literal["text", "json"]
 FIELD = "x-request-id"
@@ -67,11 +64,8 @@ class RequestLog:
             await send(message)
 
         token = request_id.set(id)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name.startswith(b"trace")}
         try:
-            with tracing.span(scope["method"], SpanKind.SERVER, headers, request_id=id, url_path=scope["path"]) as span:
-                await self._app(scope, receive, send_with_id)
-                span.set_attribute("http.response.status_code", status)
+            await self._app(scope, receive, send_with_id)
         finally:
             seconds = round(time.monotonic() - begin, 4)
             facts = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}

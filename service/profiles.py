@@ -1,9 +1,9 @@
 """Profiles: what was measured of a model on a sample, once for all budgets."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,8 +22,10 @@ from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound
 from service.store import Store
-from service.stored import Outdated, read_profile
+from service.stored import Outdated, read_profile, read_profile_json
 from service.uploads import find_model, find_sample
+
+EMPTY = b'"measured":null'
 
 # ---- schemas
 
@@ -134,13 +136,20 @@ def request_profile(body: ProfileBody, response: Response, caller: CallerDep, co
     return _profile_answer(record, None)
 
 
-@router.get("/{id}")
-def get_profile(id: str, caller: CallerDep, context: ContextDep) -> ProfileAnswer:
+@router.get("/{id}", response_model=ProfileAnswer)
+def get_profile(
+    id: str,
+    caller: CallerDep,
+    context: ContextDep,
+    measured: Annotated[bool, Query(description="Whether to answer with all that was measured: megabytes, of a large model.")] = True,
+) -> Response:
     """A profile, with all that was measured."""
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
-    return _profile_answer(record, read_profile(context.store, record))
+    answer = _profile_answer(record, None).model_dump_json().encode()
+    content = read_profile_json(context.store, record) if measured else None
+    return Response(answer if content is None else answer.replace(EMPTY, b'"measured":' + content, 1), media_type="application/json")
 
 
 def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileAnswer:

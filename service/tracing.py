@@ -1,4 +1,7 @@
-"""Traces of requests and jobs, by OpenTelemetry, where its SDK is installed and its `OTEL_…` variables name a collector; else nothing."""
+"""Traces by OpenTelemetry, where its SDK is installed and its `OTEL_…` variables name a collector; else nothing.
+
+FastAPI makes the spans of requests; a job is a span below that of the request that made it, wherever it runs.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
