@@ -39,8 +39,9 @@ def test_jobs_end_once_though_workers_api_and_postgres_are_killed(tmp_path: Path
             server.start()
 
         restarts = [service.add_api().restart, restart_postgres]
+        files = upload(service, model_file, sample_file)
         with killing(restarts) as kills, service.client as client:
-            plans = ask_all(client, model_file, sample_file)
+            plans = [ask(client, number, *files) for number in range(JOBS)]
             restarts += [service.add_worker().restart for _ in range(3)]
             states = wait(client, plans)
         service.wait_for_api()
@@ -53,8 +54,14 @@ def test_jobs_end_once_though_the_program_is_killed(tmp_path: Path, model_file: 
     """Here plans that are asked for when their profile is there already need no job."""
     with clustered(tmp_path, None, MEMFIT_WORKERS="2") as service:
         program = service.add_alone()
-        with killing([program.restart]) as kills, service.client as client:
-            plans = ask_all(client, model_file, sample_file)
+        files = upload(service, model_file, sample_file)
+
+        def restart() -> None:
+            program.restart()
+            service.wait_for_api()
+
+        with killing([restart]) as kills, service.client as client:
+            plans = [ask(client, number, *files) for number in range(JOBS)]
             states = wait(client, plans)
         service.wait_for_api()
         jobs = check(service, Settings(data_dir=tmp_path / "data").url, tmp_path / "data", plans, states)
@@ -105,14 +112,13 @@ def killing(restarts: list[Callable[[], None]]) -> Iterator[Counter[int]]:
         killer.join()
 
 
-def ask_all(client: httpx.Client, model_file: Path, sample_file: Path) -> list[str]:
-    model, sample = (upload(client, kind, file) for kind, file in (("models", model_file), ("samples", sample_file)))
-    return [ask(client, number, model, sample) for number in range(JOBS)]
-
-
-def upload(client: httpx.Client, kind: str, file: Path) -> str:
-    content = file.read_bytes()
-    return str(persistently(lambda: client.post(f"/v1/{kind}", content=content), lambda answer: answer.status_code in (200, 201))["id"])
+def upload(service: Clustered, model_file: Path, sample_file: Path) -> tuple[str, str]:
+    with service.client as client:
+        model, sample = (
+            client.post(f"/v1/{kind}", content=file.read_bytes()).raise_for_status().json()["id"]
+            for kind, file in (("models", model_file), ("samples", sample_file))
+        )
+    return model, sample
 
 
 def ask(client: httpx.Client, number: int, model: str, sample: str) -> str:
