@@ -40,7 +40,7 @@ def test_jobs_end_once_though_workers_api_and_postgres_are_killed(tmp_path: Path
 
         restarts = [service.add_api().restart, restart_postgres]
         files = upload(service, model_file, sample_file)
-        with killing(restarts) as kills, service.client as client:
+        with killing(restarts, 4.0) as kills, service.client as client:
             plans = [ask(client, number, *files) for number in range(JOBS)]
             restarts += [service.add_worker().restart for _ in range(3)]
             states = wait(client, plans)
@@ -60,7 +60,7 @@ def test_jobs_end_once_though_the_program_is_killed(tmp_path: Path, model_file: 
             program.restart()
             service.wait_for_api()
 
-        with killing([restart]) as kills, service.client as client:
+        with killing([restart], 15.0) as kills, service.client as client:
             plans = [ask(client, number, *files) for number in range(JOBS)]
             states = wait(client, plans)
         service.wait_for_api()
@@ -91,17 +91,17 @@ def check(service: Clustered, url: str, files: Path, plans: list[str], states: l
 
 
 @contextmanager
-def killing(restarts: list[Callable[[], None]]) -> Iterator[Counter[int]]:
+def killing(restarts: list[Callable[[], None]], pause: float) -> Iterator[Counter[int]]:
     """Within the block, one after the other is killed by chance; more seldom as time goes by, so that all ends on a busy machine too."""
     over, kills = Event(), Counter[int]()
 
     def kill() -> None:
-        chance, pause = random.Random(0), 4.0
-        while not over.wait(chance.uniform(0.5, 1.5) * pause):
+        chance, seconds = random.Random(0), pause
+        while not over.wait(chance.uniform(0.5, 1.5) * seconds):
             chosen = chance.randrange(len(restarts))
             restarts[chosen]()
             kills[chosen] += 1
-            pause *= 1.04
+            seconds *= 1.05
 
     killer = Thread(target=kill)
     killer.start()
