@@ -127,6 +127,7 @@ RESNET_18 = ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[
 RESNET_50 = ResNetConfig(num_labels=CLASSES)
 GPT = GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, n_positions=TOKENS, n_embd=192, n_layer=6, n_head=6)
 VIT_TINY = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=CLASSES)
+VIT_B = ViTConfig(num_labels=CLASSES)
 BERT = BertConfig(vocab_size=VOCABULARY, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, num_labels=2)
 
 
@@ -151,6 +152,7 @@ CASES = {
     "mobilenet_v2": Case(lambda: ImageClassifier(MobileNetV2ForImageClassification(MOBILENET_V2)), images),
     "resnet_18": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_18)), images),
     "vit_tiny": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_TINY)), images),
+    "vit_b": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_B)), images),
     "resnet_50": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_50)), images),
     "unet": Case(UNet, scenes),
     "gpt": Case(

@@ -105,9 +105,14 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
         when: the variable without which this forward does not run.
     """
     columns, end = made.columns, operations[-1]
+    rows = {
+        phase: {i: made.row.get(Moment(phase, step.operations[i].name)) for i in operations} for phase in (forward, "backward", "compress")
+    }
 
     def at(phase: Phase, i: int) -> int:
-        return made.row[Moment(phase, step.operations[i].name)]
+        row = rows[phase][i]
+        assert row is not None
+        return row
 
     for size, born, last_use in step.storages:
         if born in operations:

@@ -1,6 +1,6 @@
 """One choice for everything, for one budget, and the certificate that proves it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.profile import Moment, Setting
 from planner.request import Optimizer
@@ -82,20 +82,49 @@ class ActivationChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """The best of a simpler way in the same budget, as predicted.
+
+    Attributes:
+        name: `lossless`, `smaller_batch`, `last_layers` or `one_epsilon`.
+        fits: whether anything of it does; if not, the rest says nothing.
+        fidelity: of a smaller batch, to that batch's own gradient.
+        slowdown: seconds in those of the plain step, for the same number of samples.
+        facts: what it comes to, such as the batch size.
+    """
+
+    name: str
+    fits: bool
+    fidelity: float = 0.0
+    predicted_peak_bytes: int = 0
+    slowdown: float = 0.0
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to train and how everything is held.
 
     Attributes:
-        bound: the highest fidelity any plan of this menu could have, as proved by the solver; gap = bound − fidelity.
+        budget_bytes: what the footprint may reach: the budget that was asked for, less `headroom_bytes` that are kept free.
+        fidelity: 1 − Σ‖g−ĝ‖² / Σ‖g‖² over the trainable parameters.
+        score: what the plan was chosen for: the fidelity, or with the objective `relative` the mean over parameters of each one's own.
+        bound: the highest score any plan of this menu could have, as proved by the solver; gap = bound − score.
+        predicted_seconds: of a step; `slowdown` is that in plain steps.
         timeline: predicted footprint at every moment of the step; `peak` its largest.
+        alternatives: simpler ways in the same budget; worked out while the plan is proved.
     """
 
     budget_bytes: int
+    headroom_bytes: int
     fidelity: float
+    objective: str
+    score: float
     bound: float
     gap: float
     predicted_peak_bytes: int
     predicted_seconds: float
+    slowdown: float
     peak: Footprint
     schedule: Schedule
     optimizer: Optimizer
@@ -105,6 +134,7 @@ class Plan:
     timeline: tuple[Footprint, ...]
     solve_seconds: float
     variables: int
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,17 +78,51 @@ class ProfileSettings:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """One budget and what may be done to meet it. Patterns are matched against whole names, with * and ?."""
+    """One budget and what may be done to meet it. Patterns are matched against whole names, with * and ?.
 
-    budget: Budget
+    Attributes:
+        budget: None asks for the least that `min_fidelity` takes.
+        trainable: parameters that may train, less `frozen`, and of the `last` layers alone if that is given. A layer is an operation
+            with a weight of two or more axes; what has a parameter after the first of them belongs to them.
+        max_slowdown: most seconds of the step, in those of the plain one.
+        objective: what little is lost of: `energy` (of all gradients together) or `relative` (each parameter's own counts alike).
+        headroom: part of the budget that is kept free, for what differs between batches.
+    """
+
+    budget: Budget | None
     optimizer: Optimizer = Optimizer()
     trainable: tuple[str, ...] = ("*",)
     techniques: tuple[str, ...] = ("*",)
     own_loop: bool = False
+    frozen: tuple[str, ...] = ()
+    last: int | None = None
+    max_slowdown: float | None = None
+    min_fidelity: float | None = None
+    objective: Literal["energy", "relative"] = "energy"
+    headroom: Budget | None = None
 
     def may_train(self, parameter: str) -> bool:
-        return any(fnmatchcase(parameter, pattern) for pattern in self.trainable)
+        """By its name alone; `last` is the profile's to say."""
+        return _matches(parameter, self.trainable) and not _matches(parameter, self.frozen)
 
     def may_use(self, technique: str) -> bool:
         """Whether a technique of the menu is allowed. `keep` always is: not to compress needs no leave."""
-        return technique == "keep" or any(fnmatchcase(technique, pattern) for pattern in self.techniques)
+        return technique == "keep" or _matches(technique, self.techniques)
+
+    def budget_bytes(self, plain_peak_bytes: int) -> int | None:
+        """What the footprint may reach: the budget less the headroom. None where the least is asked for.
+
+        Raises:
+            BadBudget: the headroom leaves nothing.
+        """
+        if self.budget is None:
+            return None
+        whole = self.budget.in_bytes(plain_peak_bytes)
+        left = whole - (self.headroom.in_bytes(whole) if self.headroom is not None else 0)
+        if left <= 0:
+            raise BadBudget(f"{whole} bytes", "is all headroom: nothing is left for the step")
+        return left
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -138,6 +138,11 @@ class Timeline:
             forward += sum(operation.forward_seconds for operation in operations[: self.again + 1])
         return forward + backward
 
+    @property
+    def runs(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """Kind (its place in `KINDS`), first row, the row after the last, variable, bytes."""
+        return tuple(self._runs)
+
     def predict(self, choices: Choices) -> tuple[Footprint, ...]:
         """Footprint at every moment."""
         bytes_KM = self.bytes(choices)

@@ -59,7 +59,7 @@ def device_answer(session: Session, caller: Caller, id: str) -> DeviceAnswer:
     """
     for preset in PRESETS:
         if preset.id == id:
-            return _of_preset(preset)
+            return preset_answer(preset)
     check_held(session, caller, "device", id)
     record = session.get(DeviceRecord, id)
     if record is None:
@@ -94,7 +94,7 @@ def list_devices(caller: CallerDep, context: ContextDep) -> DeviceList:
         held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == "device")
         own = own.where(DeviceRecord.id.in_(held))
     with context.database.reading() as session:
-        return DeviceList(devices=(*map(_of_preset, PRESETS), *map(_of_record, session.scalars(own))))
+        return DeviceList(devices=(*map(preset_answer, PRESETS), *map(_of_record, session.scalars(own))))
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, operation_id="add_device")
@@ -129,7 +129,7 @@ def delete_device(id: str, caller: CallerDep, context: ContextDep) -> None:
         session.delete(session.get_one(DeviceRecord, id))
 
 
-def _of_preset(preset: Preset) -> DeviceAnswer:
+def preset_answer(preset: Preset) -> DeviceAnswer:
     return DeviceAnswer(
         id=preset.id,
         name=preset.name,
@@ -139,7 +139,7 @@ def _of_preset(preset: Preset) -> DeviceAnswer:
         system_source=preset.system_source,
         runtime_bytes=RUNTIME_BYTES,
         runtime_source=RUNTIME_SOURCE,
-        budget_bytes=preset.memory_bytes - preset.system_bytes - RUNTIME_BYTES,
+        budget_bytes=preset.budget_bytes,
         own=False,
     )
 

@@ -4,7 +4,7 @@ The job runner and the command line both go this way. What is worth keeping is t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -50,16 +50,19 @@ def measure(stages: Stages, model: Path, sample: Path, settings: ProfileSettings
 def prove(
     stages: Stages, model: Path, sample: Path, profile: Profile, request: PlanRequest, observer: Observer, plan: Plan | None = None
 ) -> VerifiedPlan:
-    """A verified plan for the request's budget. `plan`: one that was solved for already, to begin with.
+    """A verified plan for the request's budget. `plan`: one that was found quickly, to begin with, unless a search may find a better.
 
     Raises:
         InfeasibleBudget: no plan fits the budget.
         UnverifiedPlan: measured steps stayed over it after `ATTEMPTS` plans.
         StageProblem: the plan cannot be patched or measured.
     """
-    from planner.solver import solve  # the solver takes 40 MB, which a server that solves nothing yet does without
+    from planner.alternatives import alternatives
+    from planner.solver import SETTLED, solve  # the solver takes 40 MB, which a server that solves nothing yet does without
 
     corrections: tuple[Correction, ...] = ()
+    if plan is not None and plan.gap > SETTLED:
+        plan = None
     checkpoint = stages.folder / "checkpoint.pt2"
     for attempt in range(1, ATTEMPTS + 1):
         if plan is None:
@@ -70,7 +73,8 @@ def prove(
         checkpoint.unlink(missing_ok=True)
         proof = stages.prove(model, sample, profile, plan, checkpoint, _proving(observer, checkpoint))
         if proof.certificate is not None:
-            return VerifiedPlan(plan, proof.certificate, checkpoint)
+            observer.progress("verifying", 0.99, "looking for simpler ways")
+            return VerifiedPlan(replace(plan, alternatives=alternatives(profile, request, plan)), proof.certificate, checkpoint)
         corrections += proof.corrections
         budget_bytes, plan = plan.budget_bytes, None
     raise UnverifiedPlan(budget_bytes, proof.measured_peak_bytes, ATTEMPTS)

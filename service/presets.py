@@ -25,6 +25,11 @@ class Preset:
     system_bytes: int
     system_source: str
 
+    @property
+    def budget_bytes(self) -> int:
+        """What a training step may have."""
+        return self.memory_bytes - self.system_bytes - RUNTIME_BYTES
+
 
 RUNTIME_BYTES = 218 * MIB
 RUNTIME_SOURCE = "measured by memfit: Python 3.11 with torch 2.13.0 for CPUs, on x86-64, before a model is loaded"

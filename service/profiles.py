@@ -1,7 +1,7 @@
 """Profiles: what was measured of a model on a sample, once for all budgets."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,22 +10,33 @@ from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
 from planner.profile import Profile
-from planner.request import ProfileSettings
+from planner.request import Optimizer, PlanRequest, ProfileSettings
 from service import queue
 from service.access import CallerDep, check_held, check_jobs, hold
 from service.context import ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
+from service.frontiers import FrontierAnswer, FrontierPoint
 from service.job_run import settings_of
 from service.jobs import find_job
 from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
-from service.problems import NotFound
+from service.problems import NotFound, Problem
 from service.store import Store
 from service.stored import Outdated, read_profile, read_profile_json
 from service.uploads import find_model, find_sample
 
 EMPTY = b'"measured":null'
+
+
+class NotReady(Problem):
+    """The profile was not measured yet."""
+
+    kind, title, status = "profile-not-ready", "The profile is not measured", 409
+
+    def __init__(self, id: str, state: str) -> None:
+        super().__init__(f"profile {id!r} is {state}. Wait for its job, or ask for it again with POST /v1/profiles.", id=id, state=state)
+
 
 # ---- schemas
 
@@ -150,6 +161,47 @@ def get_profile(
     answer = _profile_answer(record, None).model_dump_json().encode()
     content = read_profile_json(context.store, record) if measured else None
     return Response(answer if content is None else answer.replace(EMPTY, b'"measured":' + content, 1), media_type="application/json")
+
+
+@router.get("/{id}/frontier")
+def get_frontier(
+    id: str,
+    caller: CallerDep,
+    context: ContextDep,
+    points: Annotated[int, Query(ge=2, le=200, description="Budgets, from the least to the plain step's peak.")] = 24,
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Query()] = "sgd",
+    momentum: Annotated[float, Query(ge=0, lt=1, description="Of sgd.")] = 0.0,
+    trainable: Annotated[tuple[str, ...], Query(description="Patterns of names of parameters that may train.")] = ("*",),
+    frozen: Annotated[tuple[str, ...], Query(description="Patterns of names of parameters that may not.")] = (),
+    last: Annotated[int | None, Query(ge=1, description="Only the last so many layers may train.")] = None,
+    techniques: Annotated[tuple[str, ...], Query(description="Patterns of techniques that may be used.")] = ("*",),
+    max_slowdown: Annotated[float | None, Query(ge=1, description="Most seconds of a step, in those of the plain step.")] = None,
+    objective: Annotated[Literal["energy", "relative"], Query()] = "energy",
+    own_loop: Annotated[bool, Query(description="Use only what lives in the module.")] = False,
+) -> FrontierAnswer:
+    """What is to be had at every budget, from the least that anything fits to the plain step's peak. Predicted, not measured; it takes
+    some seconds.
+    """
+    from planner.frontier import frontier  # as in service.pipeline
+
+    with context.database.reading() as session:
+        check_held(session, caller, "profile", id)
+        record = find_profile(session, id)
+    measured = read_profile(context.store, record)
+    if measured is None:
+        raise NotReady(id, record.state)
+    request = PlanRequest(
+        None,
+        Optimizer(optimizer, momentum),
+        trainable,
+        techniques,
+        own_loop=own_loop,
+        frozen=frozen,
+        last=last,
+        max_slowdown=max_slowdown,
+        objective=objective,
+    )
+    return FrontierAnswer(points=tuple(map(FrontierPoint.of, frontier(measured, request, points))))
 
 
 def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileAnswer:

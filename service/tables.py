@@ -6,9 +6,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan import ActivationChoice, Certificate, Plan
+from planner.plan import ActivationChoice, Alternative, Certificate, Plan
+from service.frontiers import FrontierAnswer
+from service.presets import Preset
 from service.summary import ModelSummary
 
+WAYS = {
+    "lossless": "nothing lost",
+    "smaller_batch": "a smaller batch",
+    "last_layers": "last layers only",
+    "one_epsilon": "last layers, HOSVD at one ε",
+}
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -24,7 +32,16 @@ def amount(size: int) -> str:
 def plan_table(plan: Plan, certificate: Certificate, wide: bool) -> RenderableType:
     """What is held how, what trains, and what a step takes beside the budget. `wide`: with what needs more than 80 columns."""
     return Group(
-        _activations(plan, wide), Text(), _parameters(plan), _schedule(plan), Text(), _peak(plan), Text(), _steps(plan, certificate)
+        _activations(plan, wide),
+        Text(),
+        _parameters(plan),
+        _schedule(plan),
+        Text(),
+        _peak(plan),
+        Text(),
+        _alternatives(plan),
+        Text(),
+        _steps(plan, certificate),
     )
 
 
@@ -103,6 +120,59 @@ def infeasible_table(facts: dict[str, Any]) -> RenderableType:
     for suggestion in facts["suggestions"]:
         table.add_row("suggestion", "; ".join(f"{name} {_value(name, value)}" for name, value in suggestion.items()))
     return table
+
+
+def frontier_table(answer: FrontierAnswer) -> RenderableType:
+    """One line a budget, and what changes there."""
+    table = Table(title="The frontier, as predicted", title_justify="left")
+    for name in ("budget", "peak", "fidelity", "at most", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("train", "what changes"):
+        table.add_column(name, overflow="fold")
+    for point in answer.points:
+        table.add_row(
+            amount(point.budget_bytes),
+            amount(point.predicted_peak_bytes),
+            f"{point.fidelity:.4f}",
+            f"{point.bound:.4f}",
+            f"{point.slowdown:.2f}×",
+            str(point.trained),
+            "; ".join(point.changes),
+        )
+    return table
+
+
+def devices_table(presets: tuple[Preset, ...]) -> RenderableType:
+    """What a training step may have of each device's memory."""
+    table = Table(title="Devices", title_justify="left")
+    for name in ("id", "name"):
+        table.add_column(name)
+    for name in ("memory", "system", "budget"):
+        table.add_column(name, justify="right")
+    for preset in presets:
+        table.add_row(preset.id, preset.name, amount(preset.memory_bytes), amount(preset.system_bytes), amount(preset.budget_bytes))
+    return table
+
+
+def _alternatives(plan: Plan) -> Table:
+    table = Table(title="Simpler ways in the same budget, as predicted", title_justify="left")
+    for name in ("", "peak", "fidelity", "time", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for each in plan.alternatives:
+        if each.fits:
+            cells = amount(each.predicted_peak_bytes), f"{each.fidelity:.4f}", f"{each.slowdown:.2f}×", _facts(each)
+        else:
+            cells = "", "", "", "nothing of it fits"
+        table.add_row(WAYS[each.name], *cells)
+    table.add_row("the plan", amount(plan.predicted_peak_bytes), f"{plan.fidelity:.4f}", f"{plan.slowdown:.2f}×", "", style="bold")
+    return table
+
+
+def _facts(alternative: Alternative) -> str:
+    facts = dict(alternative.facts)
+    if "trained" in facts:
+        facts["trained"] = f"{len(facts['trained'])} parameters"  # type: ignore[arg-type]
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def model_table(model: ModelSummary) -> RenderableType:

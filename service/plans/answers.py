@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from models import PlanState
-from planner.plan import ActivationChoice, Certificate, ParameterChoice, Plan
+from planner.plan import ActivationChoice, Alternative, Certificate, ParameterChoice, Plan
 from planner.plan import Footprint as PlannedFootprint
 from service.problems import ProblemDocument
 
@@ -40,11 +40,14 @@ class PlanContent(BaseModel):
 
     state: PlanState = Field(description="ready: certificate.measured_peak_bytes ≤ budget_bytes.")
     budget_bytes: int | None = Field(None, description="Most bytes the footprint may reach at any moment of the step.")
+    headroom_bytes: int | None = Field(None, description="What was asked for beyond that, and is kept free.")
     fidelity: float | None = Field(None, description="1 − Σ‖g−ĝ‖² / Σ‖g‖² over all trainable parameters, as planned.", examples=[0.998])
-    bound: float | None = Field(
-        None, description="The highest fidelity that any plan of this menu could have inside the budget, as proved."
+    objective: str | None = Field(None, description="What it was chosen for.")
+    score: float | None = Field(
+        None, description="Of the objective: the fidelity for energy, the mean of all parameters' own for relative."
     )
-    gap: float | None = Field(None, description="bound − fidelity.")
+    bound: float | None = Field(None, description="The highest score that any plan of this menu could have inside the budget, as proved.")
+    gap: float | None = Field(None, description="bound − score.")
     predicted_peak_bytes: int | None = None
     footprint: Footprint | None = Field(None, description="At the predicted peak.")
     micro_batch: int | None = Field(None, description="Samples that go through the model at a time.")
@@ -52,10 +55,12 @@ class PlanContent(BaseModel):
     split: str | None = Field(None, description="The operation up to which fewer samples go at a time; null: the model is not divided.")
     slice: int | None = Field(None, description="Samples at a time up to the split.")
     predicted_seconds: float | None = Field(None, description="Of a step, from the profile.")
+    slowdown: float | None = Field(None, description="The same in seconds of the plain step, from the profile.")
     parameters: tuple[ParameterChoice, ...] | None = Field(None, description="Which of them train.")
     activations: tuple[ActivationChoice, ...] | None = Field(None, description="How each is held for the backward pass.")
     timeline: tuple[Footprint, ...] | None = Field(None, description="Predicted, at every moment of the step.")
     solve_seconds: float | None = None
+    alternatives: tuple[Alternative, ...] | None = Field(None, description="Simpler ways in the same budget; with the certificate.")
     certificate: Certificate | None = Field(None, description="What the patched model's step really took, beside the plain model's.")
     least_budget_bytes: int | None = Field(None, description="When infeasible: the smallest budget that a plan was found for.")
     binding: dict[str, Any] | None = Field(None, description="When infeasible: the moment of that plan's peak, and what is live there.")
@@ -109,6 +114,9 @@ def plan_content(
         content |= {
             "budget_bytes": plan.budget_bytes,
             "fidelity": plan.fidelity,
+            "headroom_bytes": plan.headroom_bytes,
+            "objective": plan.objective,
+            "score": plan.score,
             "bound": plan.bound,
             "gap": plan.gap,
             "predicted_peak_bytes": plan.predicted_peak_bytes,
@@ -118,10 +126,12 @@ def plan_content(
             "split": plan.schedule.split,
             "slice": plan.schedule.slice or None,
             "predicted_seconds": plan.predicted_seconds,
+            "slowdown": plan.slowdown,
             "parameters": plan.parameters,
             "activations": plan.activations,
             "timeline": tuple(Footprint.of(footprint) for footprint in plan.timeline),
             "solve_seconds": plan.solve_seconds,
+            "alternatives": plan.alternatives or None,
         }
     if problem is not None:
         content["problem"] = problem.as_json()

@@ -98,7 +98,7 @@ def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, measure
     from planner.solver import solve  # as in service.pipeline
 
     try:
-        solved = solve(measured, request)
+        solved = solve(measured, request, search_seconds=0)  # someone waits; the job searches on where that leaves a gap
     except InfeasibleBudget as error:
         with context.database.transaction() as session:
             plan = _add(session, caller, profile, request)
@@ -117,7 +117,7 @@ def _add(session: Session, caller: Caller, profile: ProfileRecord, request: Plan
         profile_id=profile.id,
         state=PlanState.QUEUED,
         request_json=PLAN_REQUEST.dump_json(request).decode(),
-        budget_bytes=request.budget.amount_bytes,
+        budget_bytes=request.budget.amount_bytes if request.budget is not None else None,
     )
     session.add(plan)
     session.flush()

@@ -55,17 +55,35 @@ class PlanBody(SettingsBody):
     """A plan to make: for a stored profile, or for a model and a sample, each stored or sent along."""
 
     model_config = ConfigDict(
-        json_schema_extra=lambda schema: schema.update(anyOf=[{"required": [name]} for name in ("budget", "device")], required=[])
+        json_schema_extra=lambda schema: schema.update(
+            anyOf=[{"required": [name]} for name in ("budget", "device", "min_fidelity")], required=[]
+        )
     )
 
-    budget: StrictInt | StrictFloat | StrictStr = Field(
-        description="Most bytes of the footprint at any moment: a number, one with a unit, or a share of the plain step's peak.",
+    budget: StrictInt | StrictFloat | StrictStr | None = Field(
+        None,
+        description="Most bytes of the footprint at any moment: a number, one with a unit, or a share of the plain step's peak. Left out, "
+        "the least that min_fidelity takes.",
         examples=["64 MiB", 67108864, "40%"],
+    )
+    headroom: StrictInt | StrictFloat | StrictStr | None = Field(
+        None,
+        description="Part of the budget that is kept free for what differs between batches: bytes, or a share of it.",
+        examples=["5%", "2 MiB"],
     )
     optimizer: OptimizerBody = OptimizerBody()
     trainable: tuple[str, ...] = Field(("*",), min_length=1, description="Patterns of names of parameters that may train, with * and ?.")
+    frozen: tuple[str, ...] = Field((), description="Patterns of names of parameters that may not train.", examples=[["features.1*"]])
+    last: PositiveInt | None = Field(
+        None, description="Only the last so many layers may train: operations with a weight, and what follows."
+    )
     techniques: tuple[str, ...] = Field(
         ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]
+    )
+    max_slowdown: float | None = Field(None, ge=1, description="Most seconds of a step, in those of the plain step.", examples=[1.5])
+    min_fidelity: float | None = Field(None, ge=0, le=1, description="Least fidelity (with objective relative: least score).")
+    objective: Literal["energy", "relative"] = Field(
+        "energy", description="What is kept most of: the energy of all gradients together, or of each parameter's its own share."
     )
     own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
     device: str | None = Field(
@@ -75,12 +93,18 @@ class PlanBody(SettingsBody):
     model: str | None = Field(None, description="A stored model's id.", examples=[DIGEST_EXAMPLE])
     sample: str | None = Field(None, description="A stored sample's id.", examples=[DIGEST_EXAMPLE])
 
-    @field_validator("budget", mode="before")
+    @field_validator("budget", "headroom", mode="before")
     @classmethod
-    def _budget_is_an_amount(cls, budget: object) -> object:
-        if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
-            raise BadBudget(budget, "is not an amount")  # the problem of every budget that is none, whatever its type
-        return budget
+    def _is_an_amount(cls, amount: object) -> object:
+        if isinstance(amount, bool) or not isinstance(amount, (int, float, str)):
+            raise BadBudget(amount, "is not an amount")  # the problem of every budget that is none, whatever its type
+        return amount
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> Self:
+        if self.budget is None and self.device is None and self.min_fidelity is None:
+            raise ValueError("give a budget, a device, or the min_fidelity that the least budget is looked for")
+        return self
 
     @model_validator(mode="after")
     def _profile_has_it_all(self) -> Self:
@@ -93,7 +117,18 @@ class PlanBody(SettingsBody):
     def plan_request(self) -> PlanRequest:
         """
         Raises:
-            BadBudget: the budget is no amount of memory.
+            BadBudget: the budget or the headroom is no amount of memory.
         """
-        budget = parse_budget(str(self.budget))
-        return PlanRequest(budget, Optimizer(self.optimizer.name, self.optimizer.momentum), self.trainable, self.techniques, self.own_loop)
+        return PlanRequest(
+            budget=parse_budget(str(self.budget)) if self.budget is not None else None,
+            optimizer=Optimizer(self.optimizer.name, self.optimizer.momentum),
+            trainable=self.trainable,
+            techniques=self.techniques,
+            own_loop=self.own_loop,
+            frozen=self.frozen,
+            last=self.last,
+            max_slowdown=self.max_slowdown,
+            min_fidelity=self.min_fidelity,
+            objective=self.objective,
+            headroom=parse_budget(str(self.headroom)) if self.headroom is not None else None,
+        )

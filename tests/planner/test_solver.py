@@ -11,7 +11,9 @@ from planner.footprint import timeline
 from planner.plan import Correction, Schedule
 from planner.profile import Moment, Profile
 from planner.request import Budget, Optimizer, PlanRequest
-from planner.solver import NOTICEABLE, UNHURRIED, divided, solve, undivided
+from planner.schedules import NOTICEABLE, divided, undivided
+from planner.search import UNHURRIED
+from planner.solver import solve
 from planner.timeline import exact_choices
 from tests.planner.profiles import small_profiles
 from tests.reference.footprint import every_plan, footprint, lost_share, seconds, step_of
@@ -24,7 +26,7 @@ def request(budget_bytes: int, optimizer: Optimizer, **rest: object) -> PlanRequ
 
 
 def schedules(profile: Profile, request: PlanRequest) -> list[Schedule]:
-    return undivided(profile, request) + divided(profile, request)
+    return undivided(profile, request) + divided(profile, request, frozenset(p.name for p in profile.parameters))
 
 
 @given(profile=small_profiles(), optimizer=optimizers, data=st.data())

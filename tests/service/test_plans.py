@@ -27,6 +27,11 @@ CONTRACT = {
         "suggestions",
         "timeline",
         "solve_seconds",
+        "headroom_bytes",
+        "objective",
+        "score",
+        "slowdown",
+        "alternatives",
     ),
 }
 
@@ -56,6 +61,7 @@ def first(service: Running, model_file: Path, sample_file: Path) -> dict[str, An
 def test_a_plan_comes_to_be_verified(first: dict[str, Any]) -> None:
     assert first["state"] == "ready", first["problem"]
     assert set(first) >= CONTRACT
+    assert [each["name"] for each in first["alternatives"]] == ["lossless", "smaller_batch", "last_layers", "one_epsilon"]
     certificate = first["certificate"]
     assert certificate["measured_peak_bytes"] <= first["budget_bytes"]
     assert first["budget_bytes"] < certificate["plain"]["measured_peak_bytes"]

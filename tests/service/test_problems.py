@@ -46,7 +46,7 @@ def test_a_budget_that_is_none(service: Running, budget: Any) -> None:
 @pytest.mark.parametrize(
     ("request_part", "where"),
     [
-        ({}, "budget"),
+        ({}, "body"),
         ({"budget": "1 MiB", "optimiser": {}}, "optimiser"),
         ({"budget": "1 MiB", "optimizer": {"name": "lion"}}, "optimizer.name"),
         ({"budget": "1 MiB", "optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer"),
@@ -54,6 +54,10 @@ def test_a_budget_that_is_none(service: Running, budget: Any) -> None:
         ({"budget": "1 MiB", "batch_norm": "half"}, "batch_norm"),
         ({"budget": "1 MiB", "batch_size": 0}, "batch_size"),
         ({"budget": "1 MiB", "trainable": []}, "trainable"),
+        ({"budget": "1 MiB", "last": 0}, "last"),
+        ({"budget": "1 MiB", "max_slowdown": 0.5}, "max_slowdown"),
+        ({"budget": "1 MiB", "min_fidelity": 1.5}, "min_fidelity"),
+        ({"budget": "1 MiB", "objective": "speed"}, "objective"),
         ({"budget": "1 MiB", "profile": "p", "loss": "mse"}, "body"),
     ],
 )

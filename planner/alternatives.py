@@ -1,0 +1,123 @@
+"""What simpler ways would give in a plan's budget, so that nobody compresses who need not.
+
+Each is the best of its own kind, from the same profile and by the same account as the plan, under the names people know them by.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from planner.plan import Alternative, Plan
+from planner.profile import Profile
+from planner.request import PlanRequest
+from planner.schedules import Programs
+from planner.search import Solution, limits_of, search
+from planner.trainable import last_layers, layers, weights
+
+EPSILON = 0.8  # share of energy that the papers' experiments keep of each mode
+SEARCH_SECONDS = 2.0  # for the best without loss
+
+
+def alternatives(profile: Profile, request: PlanRequest, plan: Plan) -> tuple[Alternative, ...]:
+    """The best plan within the budget without loss; with a smaller batch alone; of the last layers alone, held whole; and of the last
+    layers with their inputs in HOSVD at one ε, as in the papers. Where nothing of a kind fits, that is said.
+    """
+    plain = replace(request, own_loop=True, max_slowdown=None, min_fidelity=None)  # one schedule: the batch at once
+    return (
+        _lossless(profile, request, plan),
+        _smaller_batch(profile, plain, plan.budget_bytes),
+        _best(profile, plain, plan.budget_bytes, "last_layers", _last_layers),
+        _best(profile, plain, plan.budget_bytes, "one_epsilon", _one_epsilon),
+    )
+
+
+def _lossless(profile: Profile, request: PlanRequest, plan: Plan) -> Alternative:
+    if plan.score == 1.0:
+        return Alternative("lossless", True, plan.fidelity, plan.predicted_peak_bytes, plan.slowdown, {"the plan": True})
+    programs = Programs(_without_loss(profile), replace(request, min_fidelity=None), weights(profile, request))
+    solution = search(programs, limits_of(programs, plan.budget_bytes), SEARCH_SECONDS)
+    return _alternative("lossless", programs, solution, {})
+
+
+def _without_loss(profile: Profile) -> Profile:
+    steps = tuple(
+        replace(
+            step,
+            activations=tuple(
+                replace(
+                    activation,
+                    forms=tuple(
+                        replace(form, options=tuple(option for option in form.options if not option.lost_energy))
+                        for form in activation.forms
+                    ),
+                )
+                for activation in step.activations
+            ),
+        )
+        for step in profile.steps
+    )
+    return replace(profile, steps=steps)
+
+
+def _smaller_batch(profile: Profile, request: PlanRequest, budget_bytes: int) -> Alternative:
+    """The plain step of the largest batch that fits, in the time that the whole batch takes with it."""
+    for step in profile.steps:
+        programs = Programs(replace(profile, steps=(step,)), request, weights(profile, request))
+        (program,) = programs
+        if program.peak_of_everything <= budget_bytes:
+            made = _alternative("smaller_batch", programs, Solution(program, program.everything, 0.0), {"batch_size": step.batch_size})
+            whole = Programs(profile, request, programs.weight)
+            return replace(made, slowdown=program.seconds_of_everything / whole.plain_seconds)
+    return Alternative("smaller_batch", False)
+
+
+def _best(
+    profile: Profile, request: PlanRequest, budget_bytes: int, name: str, candidates: Callable[[Programs], Iterator[Solution]]
+) -> Alternative:
+    """The candidate within the budget that loses least."""
+    programs = Programs(profile, request, weights(profile, request))
+    fitting = [each for each in candidates(programs) if each.program.timeline.peak_bytes(each.choices) <= budget_bytes]
+    best = min(fitting, key=lambda solution: solution.loss, default=None)
+    trained = {"trained": sorted(best.choices.trained)} if best is not None else {}
+    return _alternative(name, programs, best, trained | ({"epsilon": EPSILON} if name == "one_epsilon" else {}))
+
+
+def _last_layers(programs: Programs) -> Iterator[Solution]:
+    yield from _of_last_layers(programs, lambda a, f, o: False)
+
+
+def _one_epsilon(programs: Programs) -> Iterator[Solution]:
+    step = programs.profile.whole
+
+    def compressed(a: int, f: int, o: int) -> bool:
+        thresholds = [
+            abs(threshold - EPSILON) if isinstance(threshold := option.settings.get("threshold"), float) else np.inf
+            for option in step.activations[a].forms[f].options
+        ]
+        return step.activations[a].forms[f].options[o].technique == "hosvd" and thresholds[o] == min(thresholds) < 0.1
+
+    yield from _of_last_layers(programs, compressed)
+
+
+def _of_last_layers(programs: Programs, held: Callable[[int, int, int], bool]) -> Iterator[Solution]:
+    """Every number of last layers trained, with the options `held` for (activation, form, option), and the rest whole."""
+    (program,) = programs
+    at, count = program.rows.at, len(layers(programs.profile))
+    options = [column for column, option in enumerate(at.chosen, start=at.options) if held(*option)]
+    for last in range(1, count + 1):
+        values = np.zeros(program.rows.columns)
+        values[options] = 1.0
+        names = last_layers(programs.profile, last) & programs.weight.keys()
+        values[[at.parameter[name] for name in names]] = 1.0
+        if names:
+            yield Solution(program, program.choices(values), 0.0)
+
+
+def _alternative(name: str, programs: Programs, solution: Solution | None, facts: dict[str, object]) -> Alternative:
+    if solution is None:
+        return Alternative(name, False)
+    program, choices = solution.program, solution.choices
+    return Alternative(
+        name, True, program.fidelity(choices), program.timeline.peak_bytes(choices), solution.seconds / programs.plain_seconds, facts
+    )

@@ -1,0 +1,89 @@
+"""A plan from the choices that were found for it."""
+
+from planner.plan import KEEP, NOT_NEEDED, ActivationChoice, ParameterChoice, Plan
+from planner.profile import Profile
+from planner.request import PlanRequest
+from planner.search import Solution
+from planner.timeline import Choices, Timeline
+from planner.trainable import trainable
+
+
+def plan_of(
+    solution: Solution, profile: Profile, request: PlanRequest, budget_bytes: int, headroom_bytes: int, plain_seconds: float, seconds: float
+) -> Plan:
+    """
+    Args:
+        seconds: that it took to find.
+    """
+    program, choices = solution.program, solution.choices
+    footprints = program.timeline.predict(choices)
+    peak = max(footprints, key=lambda footprint: footprint.total_bytes)
+    score = 1.0 - solution.loss
+    bound = max(1.0 - solution.least_loss, score)
+    allowed = trainable(profile, request)
+    return Plan(
+        budget_bytes=budget_bytes,
+        headroom_bytes=headroom_bytes,
+        fidelity=program.fidelity(choices),
+        objective=request.objective,
+        score=score,
+        bound=bound,
+        gap=bound - score,
+        predicted_peak_bytes=peak.total_bytes,
+        predicted_seconds=solution.seconds,
+        slowdown=solution.seconds / plain_seconds,
+        peak=peak,
+        schedule=program.timeline.schedule,
+        optimizer=request.optimizer,
+        own_loop=request.own_loop,
+        parameters=tuple(
+            ParameterChoice(p.name, p.name in allowed, p.name in choices.trained, p.bytes, p.gradient_energy) for p in profile.parameters
+        ),
+        activations=activation_choices(program.timeline, choices),
+        timeline=footprints,
+        solve_seconds=seconds,
+        variables=program.rows.columns,
+    )
+
+
+def activation_choices(timeline: Timeline, choices: Choices) -> tuple[ActivationChoice, ...]:
+    """How each activation is held."""
+    operations = timeline.step.operations
+    rows = []
+    for a, activation in enumerate(timeline.step.activations):
+        names = tuple(operations[h.operation].name for h in activation.holders)
+        held = [(f, choices.forms[a, f]) for f in range(len(activation.forms)) if (a, f) in choices.forms]
+        if not held:
+            whole = a in choices.whole
+            rows.append(
+                ActivationChoice(
+                    activation.name,
+                    activation.name,
+                    names,
+                    activation.shape,
+                    activation.bytes,
+                    KEEP if whole else NOT_NEEDED,
+                    {},
+                    activation.bytes * whole,
+                    0.0,
+                )
+            )
+        for f, o in held:
+            form = activation.forms[f]
+            option = form.options[o]
+            lost = sum(energy for name, energy in option.lost_energy.items() if name in choices.trained)
+            served = tuple(names[h] for h in form.holders)
+            rows.append(
+                ActivationChoice(
+                    activation.name,
+                    form.value,
+                    served,
+                    activation.shape,
+                    activation.bytes,
+                    option.technique,
+                    dict(option.settings),
+                    option.held_bytes,
+                    lost,
+                )
+            )
+    return tuple(rows)

@@ -1,0 +1,113 @@
+"""What is said where nothing fits: the least budget, the moment that binds, and the changes that would fit, each tried."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from planner.errors import InfeasibleBudget
+from planner.live import live_tensors
+from planner.profile import Profile
+from planner.request import Optimizer, PlanRequest
+from planner.schedules import Programs
+from planner.search import least_peak, limits_of, search
+from planner.trainable import weights
+
+MOST = 5  # suggestions
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a request or of the batch, as a person would ask for it."""
+
+    name: str
+    value: object
+    request: PlanRequest
+    profile: Profile
+
+
+def infeasible(programs: Programs, budget_bytes: int) -> InfeasibleBudget:
+    """The answer to a budget that nothing fits."""
+    smallest = least_peak(programs, limits_of(programs, budget_bytes))
+    assert smallest is not None, "the plain step keeps to every other limit, at some peak"
+    solution, least_bytes = smallest
+    timeline = solution.program.timeline
+    peak = max(timeline.predict(solution.choices), key=lambda footprint: footprint.total_bytes)
+    binding = {
+        "phase": peak.moment.phase,
+        "operation": peak.moment.operation,
+        "static_bytes": peak.static_bytes,
+        "saved_bytes": peak.saved_bytes,
+        "transient_bytes": peak.transient_bytes,
+        "tensors": live_tensors(timeline, solution.choices, peak),
+    }
+    return InfeasibleBudget(budget_bytes, least_bytes, binding, tuple(_suggestions(programs, budget_bytes)))
+
+
+def _suggestions(programs: Programs, budget_bytes: int) -> list[dict[str, object]]:
+    """Changes that fit, one by one; where none does, all together from the cheapest on, until they fit."""
+    changes = list(_changes(programs.profile, programs.request))
+    tried = [made for change in changes if (made := _tried(programs, [change], budget_bytes)) is not None]
+    if not tried:
+        for count in range(2, len(changes) + 1):
+            made = _tried(programs, changes[:count], budget_bytes)
+            if made is not None:
+                return [made]
+    return sorted(tried, key=lambda made: -float(made["fidelity"]))[:MOST]  # type: ignore[arg-type]
+
+
+def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:
+    if request.max_slowdown is not None:
+        yield Change("max_slowdown", None, replace(request, max_slowdown=None), profile)
+    if request.min_fidelity is not None:
+        yield Change("min_fidelity", None, replace(request, min_fidelity=None), profile)
+    if request.own_loop:
+        yield Change("own_loop", False, replace(request, own_loop=False), profile)
+    if request.techniques != ("*",):
+        yield Change("techniques", ["*"], replace(request, techniques=("*",)), profile)
+    if request.optimizer.states == 2:
+        yield Change("optimizer", {"name": "sgd", "momentum": 0.9}, replace(request, optimizer=Optimizer("sgd", 0.9)), profile)
+    if request.optimizer.states:
+        yield Change("optimizer", {"name": "sgd", "momentum": 0.0}, replace(request, optimizer=Optimizer()), profile)
+    for n, step in enumerate(profile.steps[1:], start=1):
+        yield Change("batch_size", step.batch_size, request, replace(profile, steps=profile.steps[n:]))
+
+
+def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict[str, object] | None:
+    """The changes, one on top of the other, where they fit: what they are, the least budget then, and the fidelity in this one."""
+    request, profile = programs.request, programs.profile
+    for change in changes:
+        fields = {
+            name: value
+            for name in ("max_slowdown", "min_fidelity", "own_loop", "techniques", "optimizer")
+            if (value := getattr(change.request, name)) != getattr(programs.request, name)
+        }
+        request = replace(request, **fields)
+        profile = change.profile if change.name == "batch_size" else profile
+    changed = Programs(profile, request, weights(profile, request))
+    solution = search(changed, limits_of(changed, budget_bytes), 0.0)
+    if solution is None:
+        return None
+    smallest = least_peak(changed, limits_of(changed, budget_bytes))
+    values = {change.name: _value(change, solution.loss, solution.seconds / changed.plain_seconds) for change in changes}
+    return {
+        "change": " and ".join(_words(name, value) for name, value in values.items()),
+        "values": values,
+        "least_budget_bytes": smallest[1] if smallest is not None else budget_bytes,
+        "fidelity": 1.0 - solution.loss,
+    }
+
+
+def _value(change: Change, loss: float, slowdown: float) -> object:
+    """A limit that was lifted gets the value that the plan then has."""
+    if change.name == "min_fidelity":
+        return max(0.0, round(1.0 - loss - 1e-3, 3))
+    if change.name == "max_slowdown":
+        return round(slowdown + 0.05, 2)
+    return change.value
+
+
+def _words(name: str, value: object) -> str:
+    if name == "optimizer" and isinstance(value, dict):
+        return f"optimizer sgd {'with' if value['momentum'] else 'without'} momentum"
+    if name == "batch_size":
+        return f"batch_size {value}, with a profile of that"
+    return f"{name} {value}"

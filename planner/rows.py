@@ -1,0 +1,213 @@
+"""The rows of the integer program: what every choice keeps to, and what it takes, in one sparse matrix.
+
+Variables are those of `planner.timeline`, then what each trainable parameter loses, then the peak. A parameter loses at least its
+whole weight while it is frozen, and at least what the forms its gradient is worked out from lose of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array, hstack, vstack
+
+from planner.highs import Rows, Values
+from planner.profile import Option
+from planner.request import PlanRequest
+from planner.timeline import Timeline, exact_choices
+
+PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
+NEIGHBOURS = 8  # moments on either side that a moment is compared with, to drop the rows of those always below another
+
+Row = tuple[dict[int, float], float]
+
+
+@dataclass
+class ProgramRows:
+    """The rows of one schedule.
+
+    Attributes:
+        weight: of each trainable parameter in the objective; they sum to 1.
+    """
+
+    timeline: Timeline
+    request: PlanRequest
+    weight: dict[str, float]
+
+    def __post_init__(self) -> None:
+        self.step, self.at = self.timeline.step, self.timeline.columns
+        self.options: dict[int, Option] = {
+            column: self.step.activations[a].forms[f].options[o] for column, (a, f, o) in enumerate(self.at.chosen, start=self.at.options)
+        }
+        self.losses = self.at.count
+        self.loss_at = {name: self.losses + n for n, name in enumerate(self.weight)}
+        self.peak = self.losses + len(self.weight)
+        self.columns = self.peak + 1
+        self.energies = {p.name: p.gradient_energy for p in self.timeline.profile.parameters}
+        everything = exact_choices(self.step, frozenset(self.weight))
+        self.unit = max(1, self.timeline.peak_bytes(everything)) / PARTS
+        self.constant, bytes_MV = self.timeline.matrix()
+        self.bytes: Values = bytes_MV.astype(np.float64)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Those that hold for every plan; then the loss; the seconds; then the bytes of each moment of `moments`."""
+        fixed = [*self._flow(), *self._cover(), *self._sources(), *self._lose()]
+        fixed.append(({self.at.parameter[name]: 1.0 for name in self.weight}, 1.0))  # a plan trains something
+        loss: Values = np.zeros(self.columns)
+        loss[self.losses : self.peak] = 1.0
+        bytes_MV = self.bytes[self.moments] / self.unit
+        moments = hstack([csr_array(bytes_MV), csr_array((len(bytes_MV), len(self.weight))), -np.ones((len(bytes_MV), 1))])
+        matrix = vstack([_sparse(fixed, self.columns), csr_array(loss[None, :]), csr_array(self.seconds[None, :]), moments], format="csr")
+        least = np.array([bound for _, bound in fixed])
+        free = np.full(matrix.shape[0] - len(least), np.inf)
+        return Rows(matrix, np.append(least, -free), np.append(np.full(len(least), np.inf), free))
+
+    @property
+    def fixed(self) -> int:
+        """How many rows hold for every plan."""
+        return len(self.rows.least) - len(self.moments) - 2
+
+    def most(self, room: Values, loss: float, seconds: float) -> Values:
+        """The rows' upper bounds for bytes of room at each moment, and the most loss and seconds."""
+        return np.concatenate([np.full(self.fixed, np.inf), [loss, seconds], room[self.moments] / self.unit])
+
+    def _flow(self) -> Iterator[Row]:
+        """A gradient passes an operation that reads a trained parameter, or an output that a gradient passes."""
+        at = self.at.gradients
+        for i, operation in enumerate(self.step.operations):
+            for source in operation.inputs:
+                yield {at + i: 1.0, at + source: -1.0}, 0.0
+            for name in operation.parameters:
+                yield {at + i: 1.0, self.at.parameter[name]: -1.0}, 0.0
+
+    @cached_property
+    def _options_of(self) -> dict[tuple[int, int], list[int]]:
+        columns: dict[tuple[int, int], list[int]] = {}
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+            columns.setdefault((a, f), []).append(column)
+        return columns
+
+    def _cover(self) -> Iterator[Row]:
+        """What a holder needs is kept whole, or in an option of a form that serves it."""
+        for a, activation in enumerate(self.step.activations):
+            for h, holder in enumerate(activation.holders):
+                need = (
+                    self.at.parameter[holder.parameter]
+                    if holder.needed_for == "weight" and holder.parameter is not None
+                    else self.at.gradients + holder.operation
+                )
+                row = {self.at.wholes + a: 1.0, need: -1.0}
+                for f, form in enumerate(activation.forms):
+                    if h in form.holders:
+                        row |= dict.fromkeys(self._options_of.get((a, f), ()), 1.0)
+                yield row, 0.0
+
+    def _sources(self) -> Iterator[Row]:
+        """What an option is worked out from is kept whole. Of a form one option is enough, so these share a row."""
+        rows: dict[tuple[int, int, int], dict[int, float]] = {}
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+            for source in self.options[column].sources:
+                rows.setdefault((a, f, source), {self.at.wholes + source: 1.0})[column] = -1.0
+        yield from ((row, 0.0) for row in rows.values())
+
+    def _lose(self) -> Iterator[Row]:
+        """A frozen parameter loses its weight; a trained one what its forms lose.
+
+        One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. One shared with others
+        may be full then, so as much as it could lose is taken off.
+        """
+        lost: dict[str, dict[int, float]] = {name: {} for name in self.weight}
+        shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.weight}
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+            activation = self.step.activations[a]
+            alone = len({activation.holders[h] for h in activation.forms[f].holders}) == 1
+            for name, energy in self.options[column].lost_energy.items():
+                if name in lost:
+                    lost[name][column] = share = min(1.0, energy / self.energies[name])
+                    if not alone:
+                        shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
+        for name, column in self.loss_at.items():
+            weight, trained = self.weight[name], self.at.parameter[name]
+            frozen = weight * max(0.0, 1.0 - sum(shared[name].values()))
+            yield {column: 1.0, trained: frozen, **{at: -weight * each for at, each in lost[name].items()}}, frozen
+            if shared[name]:
+                yield {column: 1.0, trained: weight}, weight
+        for form in {form for forms in shared.values() for form in forms}:
+            yield dict.fromkeys(self._options_of[form], -1.0), -1.0
+
+    @cached_property
+    def integral(self) -> NDArray[np.bool_]:
+        integral = np.zeros(self.columns, dtype=np.bool_)
+        integral[: self.at.gradients] = True
+        integral[self.at.options : self.losses] = True
+        return integral
+
+    @cached_property
+    def upper(self) -> Values:
+        """Most of each variable; the peak is none unless it is looked for."""
+        upper = np.ones(self.columns)
+        upper[self.peak] = 0.0
+        for parameter, column in self.at.parameter.items():
+            upper[column] = parameter in self.loss_at
+        for column, option in self.options.items():
+            upper[column] = self.request.may_use(option.technique)
+        return upper
+
+    @cached_property
+    def lossless(self) -> NDArray[np.bool_]:
+        """Variables that lose nothing where they are 1."""
+        lossless = np.ones(self.columns, dtype=np.bool_)
+        for column, option in self.options.items():
+            lossless[column] = not option.lost_energy
+        lossless[self.losses : self.peak] = False
+        return lossless
+
+    @cached_property
+    def seconds(self) -> Values:
+        """Of each variable: a gradient that passes an operation, and an option's own work."""
+        seconds = np.zeros(self.columns)
+        operations, again = self.step.operations, self.timeline.again
+        for i, operation in enumerate(operations):
+            seconds[self.at.gradients + i] = operation.backward_seconds
+        if again is not None:
+            seconds[self.at.gradients + again] += sum(operation.forward_seconds for operation in operations[: again + 1])
+        for column, option in self.options.items():
+            seconds[column] = option.seconds
+        return seconds
+
+    @property
+    def forward_seconds(self) -> float:
+        """What a step takes whatever is chosen."""
+        return sum(operation.forward_seconds for operation in self.step.operations)
+
+    @cached_property
+    def moments(self) -> NDArray[np.int64]:
+        """Moments that no other near them exceeds under every choice: the others need no row."""
+        count, upper = len(self.constant), self.upper[: self.losses]
+        above: dict[int, NDArray[np.bool_]] = {}  # by distance: whether the moment at that distance always exceeds this one
+        for distance in range(1, min(NEIGHBOURS, count - 1) + 1):
+            differences = self.bytes[distance:] - self.bytes[:-distance]
+            constant = self.constant[distance:] - self.constant[:-distance]
+            above[distance] = constant + np.minimum(differences, 0) @ upper >= 0
+            above[-distance] = constant + np.maximum(differences, 0) @ upper <= 0
+        kept = np.ones(count, dtype=np.bool_)
+        for moment in range(count):
+            for distance, exceeds in above.items():
+                other = moment + distance
+                if 0 <= other < count and kept[other] and exceeds[min(moment, other)]:
+                    kept[moment] = False
+                    break
+        return np.flatnonzero(kept)
+
+    @cached_property
+    def fullest(self) -> Values:
+        """Bytes of each moment if everything were chosen."""
+        return self.constant + np.maximum(self.bytes, 0) @ self.upper[: self.losses]
+
+
+def _sparse(rows: list[Row], columns: int) -> csr_array:
+    entries = [(row, column, value) for row, (terms, _) in enumerate(rows) for column, value in terms.items()]
+    row, column, value = zip(*entries, strict=True)
+    return csr_array(coo_array((value, (row, column)), shape=(len(rows), columns)))

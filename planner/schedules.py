@@ -1,0 +1,92 @@
+"""The schedules a request allows, and the integer program of each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from planner.footprint import timeline
+from planner.integer_program import IntegerProgram
+from planner.plan import EARLY_UPDATE, MICRO_BATCH, SLICES, Correction, Schedule
+from planner.profile import Profile, Step
+from planner.request import PlanRequest
+from planner.timeline import exact_choices, gradient_flow
+
+SMALLEST = 6  # schedules that divide the model, of the lowest peaks
+NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to leave an earlier schedule
+
+
+@dataclass
+class Programs:
+    """Integer programs of the schedules that a request allows, each made when it is first looked at. The budget is not part of them.
+
+    Attributes:
+        weight: of each trainable parameter in the objective; they sum to 1.
+    """
+
+    profile: Profile
+    request: PlanRequest
+    weight: dict[str, float]
+    corrections: tuple[Correction, ...] = ()
+
+    @cached_property
+    def plain_seconds(self) -> float:
+        """Of the plain step, its update left out: everything kept whole, all trainable parameters trained."""
+        passes = gradient_flow(self.profile.whole, frozenset(self.weight))
+        operations = zip(self.profile.whole.operations, passes, strict=True)
+        return max(1e-6, sum(operation.forward_seconds + operation.backward_seconds * passed for operation, passed in operations))
+
+    @cached_property
+    def undivided(self) -> list[IntegerProgram]:
+        """Those that run the whole model at once, the plainest first."""
+        return [self._program(schedule) for schedule in undivided(self.profile, self.request)]
+
+    @cached_property
+    def divided(self) -> list[IntegerProgram]:
+        return [self._program(schedule) for schedule in divided(self.profile, self.request, frozenset(self.weight))]
+
+    def __iter__(self) -> Iterator[IntegerProgram]:
+        yield from self.undivided
+        yield from self.divided
+
+    def _program(self, schedule: Schedule) -> IntegerProgram:
+        made = timeline(self.profile, self.request.optimizer, schedule, self.corrections)
+        return IntegerProgram(made, self.request, self.weight, self.plain_seconds)
+
+
+def undivided(profile: Profile, request: PlanRequest) -> list[Schedule]:
+    """The schedules a request allows that run the whole model at once, the plainest first."""
+    whole = profile.whole.batch_size
+    allowed = [Schedule(whole)]
+    if request.own_loop:
+        return allowed
+    if request.may_use(EARLY_UPDATE):
+        allowed.append(Schedule(whole, early_updates=True))
+    if request.may_use(MICRO_BATCH):
+        allowed += [Schedule(step.batch_size) for step in profile.steps[1:]]
+    return allowed
+
+
+def divided(profile: Profile, request: PlanRequest, trainable: frozenset[str]) -> list[Schedule]:
+    """The schedules a request allows that divide the model: the `SMALLEST`, and those that no other beats in peak and time, while
+    all trains and is kept whole.
+    """
+    if request.own_loop or not request.may_use(SLICES):
+        return []
+    bare = replace(profile, steps=tuple(_without_options(step) for step in profile.steps))
+    costs = []
+    for step in profile.steps[1:]:
+        for split in profile.splits:
+            schedule = Schedule(profile.whole.batch_size, request.may_use(EARLY_UPDATE), split, step.batch_size)
+            made = timeline(bare, request.optimizer, schedule)
+            everything = exact_choices(made.step, trainable)
+            costs.append((made.peak_bytes(everything), made.seconds(everything), schedule))
+    kept, fastest = [], float("inf")
+    for rank, (_, seconds, schedule) in enumerate(sorted(costs, key=lambda cost: cost[:2])):
+        if rank < SMALLEST or seconds < (1 - NOTICEABLE) * fastest:
+            kept.append(schedule)
+            fastest = min(fastest, seconds)
+    return kept
+
+
+def _without_options(step: Step) -> Step:
+    return replace(step, activations=tuple(replace(activation, forms=()) for activation in step.activations))

@@ -1,0 +1,117 @@
+"""The best choices for a request among several schedules."""
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from planner.integer_program import LOSS_GAP, TIME_LIMIT_SECONDS, IntegerProgram, Limits
+from planner.schedules import NOTICEABLE, Programs
+from planner.timeline import Choices
+
+UNHURRIED = 1.15  # plain steps of time: a plan that takes no more is fast enough
+SHORTEST_SEARCH = 0.2  # seconds that a schedule is given at least
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The best choices for a request, of the best schedule for them. `least_loss`: no choices of any schedule lose less, as proved."""
+
+    program: IntegerProgram
+    choices: Choices
+    least_loss: float
+
+    @property
+    def loss(self) -> float:
+        """Of the objective, what is lost."""
+        return self.program.loss(self.choices)
+
+    @property
+    def seconds(self) -> float:
+        return self.program.seconds_of(self.choices)
+
+
+def limits_of(programs: Programs, budget_bytes: int) -> Limits:
+    """What a request's plan keeps to."""
+    request = programs.request
+    return Limits(
+        budget_bytes,
+        loss=1.0 - request.min_fidelity if request.min_fidelity is not None else np.inf,
+        seconds=request.max_slowdown * programs.plain_seconds if request.max_slowdown is not None else np.inf,
+    )
+
+
+def search(programs: Programs, limits: Limits, seconds: float) -> Solution | None:
+    """The best solution of the same request for several schedules; None where nothing keeps to the limits.
+
+    Exact first: where everything can train without loss, a lossy form is not looked at, however little it loses.
+
+    Args:
+        seconds: after which the best found stands, with the bounds that were proved by then. 0: the first found.
+    """
+    exact = _fastest_exact(programs.undivided, limits, None)
+    if exact is None or exact.seconds > UNHURRIED * programs.plain_seconds:
+        exact = _fastest_exact(programs.divided, limits, exact)
+    return exact or _least_loss(list(programs), limits, seconds)
+
+
+def _fastest_exact(programs: list[IntegerProgram], limits: Limits, fastest: Solution | None) -> Solution | None:
+    """What fits as it is comes first, then the others from fast to slow, while they could still be faster."""
+
+    def place(program: IntegerProgram) -> tuple[bool, float]:
+        fits = program.peak_of_everything <= limits.budget_bytes
+        return not fits, 0.0 if fits else program.seconds_of_everything
+
+    for program in sorted(programs, key=place):
+        least = (1 - NOTICEABLE) * fastest.seconds if fastest is not None else np.inf
+        if program.seconds_of_everything < least:
+            choices = program.exact(limits)
+            if choices is not None and program.seconds_of(choices) < least:
+                fastest = Solution(program, choices, 0.0)
+    return fastest
+
+
+def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) -> Solution | None:
+    """The most promising schedule first; of the others only what is better, while there is time."""
+    started = perf_counter()
+    bounds = [program.least_loss_bound(limits) for program in programs]
+    order = sorted((n for n, bound in enumerate(bounds) if bound < np.inf), key=lambda n: bounds[n])
+    found = [Solution(programs[n], choices, 0.0) for n in order[:1] if (choices := programs[n].rounded(limits)) is not None]
+    for n in order:
+        least = min((solution.loss for solution in found), default=np.inf)
+        left = seconds - (perf_counter() - started)
+        if bounds[n] >= least - LOSS_GAP or (found and left <= 0):
+            continue
+        wanted = replace(limits, loss=min(limits.loss, least - LOSS_GAP))
+        solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS)
+        if solved is not None:
+            found.append(Solution(programs[n], solved[0], 0.0))
+            bounds[n] = max(bounds[n], solved[1])
+    if not found:
+        return None
+    best = _faster(min(found, key=lambda solution: solution.loss), limits, seconds - (perf_counter() - started))
+    return replace(best, least_loss=min(bounds))
+
+
+def _faster(solution: Solution, limits: Limits, seconds: float) -> Solution:
+    """As good within the gap, in less time."""
+    if seconds <= 0 or solution.seconds <= UNHURRIED * solution.program.plain_seconds:
+        return solution
+    choices = solution.program.least_seconds(replace(limits, loss=min(limits.loss, solution.loss + LOSS_GAP / 2)), seconds)
+    return min(solution, replace(solution, choices=choices), key=lambda each: each.seconds) if choices is not None else solution
+
+
+def least_peak(programs: Programs, limits: Limits) -> tuple[Solution, int] | None:
+    """The choices with the lowest peak of all schedules, and that peak, whatever the budget; None where nothing keeps to the other
+    limits.
+    """
+    bounds = sorted(((program.least_peak_bound(limits), n) for n, program in enumerate(programs)), key=lambda pair: pair[0])
+    best: tuple[Solution, int] | None = None
+    for bound, n in bounds:
+        if bound == np.inf or (best is not None and bound >= best[1]):
+            continue
+        program = list(programs)[n]
+        solved = program.least_peak(limits)
+        if solved is not None and (best is None or solved[1] < best[1]):
+            best = Solution(program, solved[0], 0.0), solved[1]
+    return best
