@@ -51,7 +51,8 @@ class Notices:
                     self._tell_all()  # of what was missed while there was no connection
                     while not self._stopping.is_set():
                         for notice in connection.notifies(timeout=SECONDS_TO_NOTICE_A_STOP):
-                            self._tell(notice.payload)
+                            if notice.payload in self._topics():
+                                self._tell(notice.payload)
                         connection.execute("SELECT 1")
             except Exception as error:  # whatever a driver raises: the database is away, and will be back
                 logger.warning("the database tells nothing of jobs now: %s", error)
@@ -64,8 +65,12 @@ class Notices:
             self._database.tell(job)
 
     def _tell_all(self) -> None:
-        for job_id in [id for topics in self._database.topics for id in topics()]:
+        for job_id in self._topics():
             self._tell(job_id)
+
+    def _topics(self) -> set[str]:
+        """What somebody in this process waits to hear of."""
+        return {id for topics in self._database.topics for id in topics()}
 
 
 def lives(session: Session, server: str) -> bool:

@@ -1,9 +1,11 @@
 """Files in an object store (S3 and its like) or in a folder that machines share, through obstore."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError
@@ -28,11 +30,8 @@ class Objects:
     """
 
     def __init__(self, url: str, cache: Path, cache_bytes: int) -> None:
-        self._store: ObjectStore = (
-            from_url(url, mkdir=True)
-            if url.startswith("file:")
-            else from_url(url, retry_config=RETRY, client_options={"timeout": timedelta(seconds=60), "allow_http": True})  # type: ignore[call-overload]
-        )
+        self._store = _open(url, RETRY, 60)
+        self._once = _open(url, {"max_retries": 0}, 2)  # for what others wait for
         self._cache = Cache(cache, cache_bytes)
 
     def put(self, key: str, file: Path) -> None:
@@ -42,7 +41,7 @@ class Objects:
     def has(self, key: str) -> bool:
         with _outages_are_problems():
             try:
-                obstore.head(self._store, key)
+                obstore.head(self._once, key)
             except FileNotFoundError:
                 return False
         return True
@@ -71,6 +70,14 @@ class Objects:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
                 return
+
+
+def _open(url: str, retry: Any, seconds: float) -> ObjectStore:
+    if url.startswith("file:"):
+        return from_url(url, mkdir=True)
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # options given here hide those of the environment
+    options: Any = {"timeout": timedelta(seconds=seconds), "allow_http": allow_http}
+    return from_url(url, retry_config=retry, client_options=options)
 
 
 @contextmanager
