@@ -43,7 +43,7 @@ class Connection:
             self._writer.close()
 
     async def _send(self, method: str, path: str, body: bytes) -> asyncio.StreamReader:
-        if self._reader is None or self._writer is None:
+        if self._reader is None or self._writer is None or self._reader.at_eof():  # a server closes what is idle
             self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=MOST_BYTES)
         fields = f"host: {self._host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         self._writer.write(f"{method} {path} HTTP/1.1\r\n{fields}".encode() + body)
