@@ -9,7 +9,7 @@ from pathlib import Path
 MEMORY_SHARE = 0.9  # of the machine's, for one process of a stage: the rest is the service's
 PROCESSES = 512  # and threads, of a stage and all it starts: measuring takes two processes with a pool of threads each
 NEVER_MORE = 2**62
-NICENESS = 10  # answers come before stages; where nobody asks, it costs nothing
+NICENESS = 5  # answers come before stages; where nobody asks, it costs nothing
 SECONDS_TO_SAY_SO = 5  # between the signal that tells what ends a process, SIGXCPU, and the one that tells nothing
 
 
