@@ -18,13 +18,17 @@ from service.context import ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
 from service.frontiers import FrontierAnswer, FrontierPoint
-from service.job_run import read_profile, settings_of
+from service.job_run import settings_of
 from service.jobs import find_job
 from service.plans.answers import Footprint
 from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
+from service.store import Store
+from service.stored import Outdated, read_profile, read_profile_json
 from service.uploads import find_model, find_sample
+
+EMPTY = b'"measured":null'
 
 
 class NotReady(Problem):
@@ -112,6 +116,14 @@ def needs_job(session: Session, record: ProfileRecord) -> bool:
     return record.state != ProfileState.READY and (owner is None or JobState(owner.state).finished)
 
 
+def _is_outdated(store: Store, record: ProfileRecord) -> bool:
+    """Whether an earlier memfit measured it, so that it has to be measured anew."""
+    try:
+        return record.state == ProfileState.READY and read_profile(store, record) is None
+    except Outdated:
+        return True
+
+
 def give_to(record: ProfileRecord, job: JobRecord) -> None:
     """Let a job measure the profile."""
     record.state, record.job_id, record.problem_json = ProfileState.QUEUED, job.id, None
@@ -132,22 +144,28 @@ def request_profile(body: ProfileBody, response: Response, caller: CallerDep, co
         settings = settle(MODEL_SUMMARY.validate_json(model.summary_json), SAMPLE_SUMMARY.validate_json(sample.summary_json), body.settings)
         record = profile_for(session, model.digest, sample.digest, settings)
         hold(session, caller, "profile", record.id)
-        if needs_job(session, record):
+        if needs_job(session, record) or _is_outdated(context.store, record):
             check_jobs(session, caller)
-            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id))
+            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id, context.settings.queue, after=record.id))
             hold(session, caller, "job", job.id)
-    context.worker.wake()
     response.headers["location"] = f"/v1/profiles/{record.id}"
     return _profile_answer(record, None)
 
 
-@router.get("/{id}")
-def get_profile(id: str, caller: CallerDep, context: ContextDep) -> ProfileAnswer:
+@router.get("/{id}", response_model=ProfileAnswer)
+def get_profile(
+    id: str,
+    caller: CallerDep,
+    context: ContextDep,
+    measured: Annotated[bool, Query(description="Whether to answer with all that was measured: megabytes, of a large model.")] = True,
+) -> Response:
     """A profile, with all that was measured."""
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
-    return _profile_answer(record, read_profile(context.store, record))
+    answer = _profile_answer(record, None).model_dump_json().encode()
+    content = read_profile_json(context.store, record) if measured else None
+    return Response(answer if content is None else answer.replace(EMPTY, b'"measured":' + content, 1), media_type="application/json")
 
 
 @router.get("/{id}/frontier")
