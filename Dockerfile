@@ -9,7 +9,7 @@ COPY planner planner
 COPY service service
 COPY models models
 COPY migrations migrations
-RUN /opt/memfit/bin/pip install --no-cache-dir -c constraints.txt '.[service]'
+RUN /opt/memfit/bin/pip install --no-cache-dir -c constraints.txt '.[cluster,telemetry]'
 
 FROM python:3.11-slim
 RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*

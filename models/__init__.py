@@ -2,7 +2,7 @@
 
 from models.base import Record
 from models.device_record import DeviceRecord
-from models.job_record import JobKind, JobRecord, JobState
+from models.job_record import JobKind, JobQueue, JobRecord, JobState
 from models.key_record import HoldingRecord, KeyRecord
 from models.model_record import ModelRecord
 from models.plan_record import PlanRecord, PlanState
@@ -15,6 +15,7 @@ __all__ = [
     "DeviceRecord",
     "HoldingRecord",
     "JobKind",
+    "JobQueue",
     "JobRecord",
     "JobState",
     "KeyRecord",

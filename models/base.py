@@ -1,7 +1,6 @@
 """What every record shares: the metadata with its names of constraints, and times that keep their zone."""
 
 from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import DateTime, Dialect, MetaData
@@ -19,7 +18,7 @@ NAMES = {
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time in UTC. SQLite drops the zone, so it is put back on the way out."""
+    """A time in UTC. SQLite drops the zone, so it is put back on the way out; Postgres gives it in the session's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -27,8 +26,10 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return value.astimezone(UTC) if value is not None else None
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None else None
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
 class Record(DeclarativeBase):

@@ -1,4 +1,4 @@
-"""A job: work that outlives a request. The table is the queue, and the truth about every job."""
+"""A job: work that outlives a request. The table is the truth about every job; on SQLite it is the queue as well."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -16,10 +16,17 @@ class JobKind(StrEnum):
     PLAN = "plan"
 
 
+class JobQueue(StrEnum):
+    """What the machines are like whose workers run a job."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
 class JobState(StrEnum):
     """queued -> running -> succeeded | failed; queued | running -> cancelled. Nothing leaves the last three.
 
-    A running job whose server stops is queued again.
+    A running job whose worker stops is queued again; one whose worker died is taken over by the next attempt.
     """
 
     QUEUED = "queued"
@@ -40,7 +47,10 @@ class JobRecord(Record):
         number: the order of arrival, in which jobs are run.
         subject_id: the profile or plan it works for, by `kind`.
         fraction: share of `stage` that is done, 0 to 1.
-        starts: how often it was started; more than once only after a server died with it.
+        attempt: the number of the last attempt to run it. Only that attempt may write about the job: what an earlier one finds is dropped.
+        interruptions: attempts whose worker died with them.
+        queue: whose workers run it.
+        trace: the W3C `traceparent` of the request that made it, where traces are kept.
     """
 
     __tablename__ = "jobs"
@@ -53,7 +63,10 @@ class JobRecord(Record):
     stage: Mapped[str] = mapped_column(String(16), default="queued")
     fraction: Mapped[float] = mapped_column(default=0.0)
     message: Mapped[str] = mapped_column(Text, default="")
-    starts: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    interruptions: Mapped[int] = mapped_column(default=0, server_default="0")
+    queue: Mapped[str] = mapped_column(String(16), default=JobQueue.CPU, server_default=JobQueue.CPU)
+    trace: Mapped[str | None] = mapped_column(String(64))
     problem_json: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

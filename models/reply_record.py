@@ -14,6 +14,7 @@ class ReplyRecord(Record):
     Attributes:
         key_id: of the API key; empty where none is needed.
         fingerprint: of the request; the same key with another request is a mistake.
+        server: that works on the request, where there are several; if it dies, another may.
         status: None while the request is worked on.
     """
 
@@ -22,6 +23,7 @@ class ReplyRecord(Record):
     key_id: Mapped[str] = mapped_column(String(36), primary_key=True)
     token: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
+    server: Mapped[str | None] = mapped_column(String(36))
     status: Mapped[int | None]
     headers_json: Mapped[str | None] = mapped_column(Text)
     body: Mapped[str | None] = mapped_column(Text)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from memfit.operators.pointwise import MaskedDropout
 from memfit.program import Attention, BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
-from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, rewrite
+from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
 from planner.errors import BadModel, UnsupportedOperation
 from planner.record import compress_range, forward_range, sliced_range
 from planner.sample import ModelInput
@@ -80,6 +80,11 @@ class TrainingGraph:
 
     def may_hold_bits(self, operation: Node) -> bool:
         return may_hold_bits(self.module, operation)
+
+    @cached_property
+    def repeated(self) -> dict[str, tuple[Node, ...]]:
+        """For each operation that may work itself out again for its gradient, the activations it does that from."""
+        return {node.name: inputs for node in self.operations if (inputs := repeated_inputs(node))}
 
     def rewritten(self, recipe: Recipe) -> GraphModule:
         """A module of its own, rewritten as a recipe says; it shares the parameters."""

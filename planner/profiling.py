@@ -16,18 +16,17 @@ from planner.activations import activations_of
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import holders_of_values, measure_energies, measure_spectra
-from planner.footprint import timeline
 from planner.named_step import named_step
 from planner.parts import part_sizes, splits
-from planner.plan import Schedule
-from planner.profile import Activation, Live, Moment, Operation, Parameter, Phase, Profile, Step
+from planner.profile import Activation, Live, Moment, Operation, Parameter, Profile, Step
 from planner.recomputation import recomputations, with_recomputations
 from planner.record import Recording, record
-from planner.request import Optimizer, ProfileSettings
+from planner.request import ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.structure import Structure, observe_structure
 from planner.techniques import candidates, shipped_tensors
-from planner.timeline import exact_choices
+from planner.travelling import measure_travelling
+from planner.workspace import with_workspace
 
 Progress = Callable[[float, str], None]
 
@@ -57,7 +56,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
     energies = measure_energies(
-        graph, batches, loss, menu, lambda done: progress(0.3 + 0.5 * done, "gradients, and what each option loses")
+        graph, batches, loss, menu, lambda done: progress(0.3 + 0.4 * done, "gradients, and what each option loses")
     )
     profile = Profile(
         graph=graph.fingerprint,
@@ -75,16 +74,19 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         plain_seconds=seconds,
         plain=tuple(Live(moment, static_bytes(graph.module) + batches[0].bytes + peak) for moment, peak in plain.peaks.items()),
     )
-    again = recomputations(graph, batches[0])
     sizes_of = {parameter.name: parameter.bytes for parameter in profile.parameters}
     sizes = part_sizes(graph, batches[0], loss)
+    travelled = measure_travelling(
+        graph, batches[0], loss, len(sizes) > 1, lambda done: progress(0.7 + 0.1 * done, "what operations lose that pass gradients on")
+    )
+    again = recomputations(graph, batches[0])
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
         part = batches[0].first(samples)
         structure = observe_structure(graph, part, loss) if number else whole
-        activations = activations_of(graph, structure, spectra, energies)
+        activations = activations_of(graph, structure, spectra, energies, travelled)
         step = _step(profile, graph, part, structure, activations, pace * batches[0].samples / samples)
-        step = replace(step, activations=with_recomputations(again, structure, step.activations, step.operations, sizes_of))
+        step = replace(step, activations=with_recomputations(graph, again, structure, step.activations, step.operations, sizes_of))
         profile = replace(profile, steps=(*profile.steps, step))
     return replace(profile, splits=splits(graph, profile.whole)) if len(sizes) > 1 else profile
 
@@ -140,47 +142,23 @@ def _step(
                 structure.targets[i],
                 structure.inputs[i],
                 structure.parameters[i],
-                0,
-                0,
-                structure.internal_bytes[i],
-                0,
-                pace * exact.seconds.get(Moment("forward", name), 0.0),
-                pace * exact.seconds.get(Moment("backward", name), 0.0),
-                structure.sources[i],
+                forward_bytes=0,
+                backward_bytes=0,
+                internal_bytes=structure.internal_bytes[i],
+                forward_seconds=pace * exact.seconds.get(Moment("forward", name), 0.0),
+                backward_seconds=pace * exact.seconds.get(Moment("backward", name), 0.0),
+                source=structure.sources[i],
             )
             for i, name in enumerate(structure.names)
         ),
     )
     ranged, _ = measure_step(graph.rewritten(_by_ranges(graph, profile.loss)), part, profile.loss, steps=0)
-    return replace(step, operations=_with_workspace(profile, step, exact, ranged))
+    return replace(step, operations=with_workspace(profile, graph, step, exact, ranged))
 
 
 def _by_ranges(graph: TrainingGraph, loss: str) -> Recipe:
     """Everything trains and is kept whole, but is used by ranges of samples, as a form would be."""
-    forms = tuple(HeldForm(value, tuple(holders), RECOMPUTE, {"sources": (value,)}) for value, holders in holders_of_values(graph).items())
+    whole = dict.fromkeys((value, tuple(holders)) for value, holders in holders_of_values(graph).items())
+    whole |= dict.fromkeys((x.name, (name,)) for name, inputs in graph.repeated.items() for x in inputs if x.op != "placeholder")
+    forms = tuple(HeldForm(value, holders, RECOMPUTE, {"sources": (value,)}) for value, holders in whole)
     return replace(graph.exact_recipe(loss), forms=forms)
-
-
-def _with_workspace(profile: Profile, step: Step, exact: Recording, ranged: Recording) -> tuple[Operation, ...]:
-    """Operations with what the record of an exact step shows beyond the storages known to be live."""
-    alone = replace(profile, steps=(step,))  # recorded as if the part were all
-    everything = exact_choices(step, frozenset(parameter.name for parameter in profile.parameters))
-    known = {f.moment: f.total_bytes for f in timeline(alone, Optimizer(), Schedule(step.batch_size)).predict(everything)}
-
-    def beyond(phase: Phase, operation: str) -> int:
-        moment = Moment(phase, operation)
-        return profile.static_bytes + exact.peaks[moment] - known[moment] if moment in exact.peaks else 0
-
-    def more(operation: str) -> int:
-        moment = Moment("backward", operation)
-        return ranged.peaks[moment] - exact.peaks[moment] if moment in exact.peaks and moment in ranged.peaks else 0
-
-    return tuple(
-        replace(
-            operation,
-            forward_bytes=beyond("forward", operation.name),
-            backward_bytes=beyond("backward", operation.name),
-            ranged_bytes=more(operation.name),
-        )
-        for operation in step.operations
-    )

@@ -63,6 +63,11 @@ class Structure:
     storage_of: dict[str, int]
     shape_of: dict[str, tuple[int, ...]]
 
+    def itemsize(self, name: str) -> int:
+        """Bytes of an element of an operation's output."""
+        dtype: torch.dtype = getattr(torch, self.storages[self.storage_of[name]].dtype)
+        return dtype.itemsize
+
 
 def observe_structure(graph: TrainingGraph, batch: Batch, loss: str) -> Structure:
     """Run one forward with everything kept whole, and see what every operation keeps.

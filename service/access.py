@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
@@ -16,16 +17,23 @@ Thing = Literal["model", "sample", "profile", "plan", "job", "upload", "device"]
 READS = {"GET", "HEAD", "OPTIONS"}
 
 
-def authenticate(
+async def authenticate(
     request: Request, context: ContextDep, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
 ) -> Caller:
-    """The caller of a request, whose key has the scope for it."""
-    with context.database.reading() as session:
-        caller = caller_of(session, authorization)
+    """The caller of a request, whose key has the scope for it. A key that was looked at is good for another second."""
+    caller = context.callers.find(authorization)
+    if caller is None:
+        caller = await run_in_threadpool(_caller, context, authorization)
+        context.callers.keep(authorization, caller)
     if caller.key is not None and caller.key.requests_per_minute is not None:
         context.rates.take(caller.key.id, caller.key.requests_per_minute)
     caller.check_scope("read" if request.method in READS else "write")
     return caller
+
+
+def _caller(context: Context, authorization: str | None) -> Caller:
+    with context.database.reading() as session:
+        return caller_of(session, authorization)
 
 
 CallerDep = Annotated[Caller, Depends(authenticate)]

@@ -1,10 +1,8 @@
 """The HTTP service: what it is made of, and how it starts and stops."""
 
-import fcntl
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from threading import BoundedSemaphore
 
 from fastapi import Depends, FastAPI
@@ -20,13 +18,18 @@ from service.database import Database
 from service.events import Hub
 from service.files import rewrite_older_models
 from service.idempotency import Idempotency
-from service.keys import check_keys_for
+from service.keys import Callers, check_keys_for
 from service.logs import RequestLog
 from service.metrics import Metrics
+from service.notices import Notices
+from service.outages import persistently
+from service.place import at_home
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
 from service.rates import Rates
 from service.removal import Collector
+from service.rendered import Rendered
+from service.runner import Runner
 from service.settings import Settings
 from service.store import Store
 from service.worker import Worker
@@ -36,13 +39,6 @@ DESCRIPTION = """Plans the training of PyTorch models into a budget of memory, a
 
 Send a model, a sample and a budget to `POST /v1/plans`, follow its job, and download the checkpoint.
 Errors are problem documents (RFC 9457) of the type `application/problem+json`."""
-
-
-class DataInUse(RuntimeError):
-    """Another server works with the same data folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"another memfit server uses {folder}. Stop it, or give this one a folder of its own (--data, MEMFIT_DATA_DIR).")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,8 +51,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with owning(chosen.data_dir):
-            context = await run_in_threadpool(_start, chosen)
+        with at_home(chosen) as store:
+            context = await run_in_threadpool(_start, chosen, store)
             app.state.context = context
             try:
                 yield
@@ -110,44 +106,49 @@ def describe(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _start(settings: Settings) -> Context:
-    database, store, hub = Database(settings.url), Store(settings.data_dir), Hub[JobRecord]()
-    database.migrate()
-    with database.transaction() as session:  # requests that were under way when the last server died
-        session.execute(delete(ReplyRecord).where(ReplyRecord.status.is_(None)))
+def _start(settings: Settings, store: Store) -> Context:
+    database, hub = Database(settings.url), Hub[JobRecord]()
+    persistently(database.migrate, lambda: None)
     with database.reading() as session:
         check_keys_for(session, settings.host)
-    store.open()
     confinement = settings.confinement
-    rewrite_older_models(database, store, confinement)
     measured = Metrics(database, store)
-    worker = Worker(database, store, hub, confinement, measured, settings.workers)
-    worker.start()
+    database.told.append(lambda job: hub.tell(job.id, job))
+    database.topics.append(hub.topics)
+    worker, notices = None, None
+    if settings.shared:
+        notices = Notices(database)
+        notices.start()
+    else:
+        with database.transaction() as session:  # requests that were under way when the last server died
+            session.execute(delete(ReplyRecord).where(ReplyRecord.status.is_(None)))
+        rewrite_older_models(database, store, confinement)
+        worker = Worker(database, Runner(database, store, confinement, measured), settings.workers)
+        worker.start()
     collector = Collector(database, store)
     collector.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
+    inspections = BoundedSemaphore(settings.workers)
     return Context(
-        settings, database, store, hub, worker, confinement, BoundedSemaphore(settings.workers), Busy(), Rates(), collector, measured
+        settings,
+        database,
+        store,
+        hub,
+        worker,
+        notices,
+        confinement,
+        inspections,
+        Busy(),
+        Rates(),
+        Callers(),
+        Rendered(),
+        collector,
+        measured,
     )
 
 
 def _stop(context: Context) -> None:
-    context.worker.stop()
-    context.collector.stop()
+    for part in (context.worker, context.notices, context.collector):
+        if part is not None:
+            part.stop()
     context.database.close()
-
-
-@contextmanager
-def owning(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The system lets go of it when the process ends, however it ends.
-
-    Raises:
-        DataInUse: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataInUse(folder.absolute()) from None
-        yield

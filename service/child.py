@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from service.intake.rewrite import rewrite
 from service.limits import keep_to
-from service.problems import INTERNAL, ProblemDocument, document_of, out_of_memory, over_limit
+from service.problems import FULL, INTERNAL, ProblemDocument, StorageFull, document_of, out_of_memory, over_limit
 from service.protocol import (
     MESSAGE,
     RESULT_FILE,
@@ -40,6 +40,7 @@ from service.sandbox import leave_network
 
 # The last is what extensions say that had no memory left for an exception.
 NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|MemoryError|std::bad_alloc|error return without exception set")
+NO_ROOM = re.compile(r"No space left on device|PytorchStreamWriter failed writing file")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -92,6 +93,8 @@ def problem_of(error: Exception, task: Task) -> ProblemDocument:
     last_line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) or document.facts.get("signal") == signal.SIGKILL:
         return out_of_memory(stage, last_line[:500])
+    if (isinstance(error, OSError) and error.errno in FULL) or NO_ROOM.search(str(error)):
+        return StorageFull().document
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return over_limit(stage, "file_bytes", task.limits.file_bytes)
     if document.kind != INTERNAL:

@@ -11,7 +11,10 @@ from models import JobRecord
 from service.busy import Busy
 from service.database import Database
 from service.events import Hub
+from service.keys import Callers
+from service.notices import Notices
 from service.rates import Rates
+from service.rendered import Rendered
 from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
@@ -35,6 +38,7 @@ class Context:
     """
     Attributes:
         hub: events of jobs, by job id.
+        worker, notices: the first where the program is alone, the second where several share a database.
         confinement: of the processes that open uploaded files.
         uploads: the resumable ones that a request has now.
         inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
@@ -44,11 +48,14 @@ class Context:
     database: Database
     store: Store
     hub: Hub[JobRecord]
-    worker: Worker
+    worker: Worker | None
+    notices: Notices | None
     confinement: Confinement
     inspections: BoundedSemaphore
     uploads: Busy
     rates: Rates
+    callers: Callers
+    rendered: Rendered
     collector: "Stoppable"
     metrics: "Counting"
 

@@ -46,6 +46,11 @@ class Hub(Generic[Event]):
                 if not self._listeners[topic]:
                     del self._listeners[topic]
 
+    def topics(self) -> list[str]:
+        """What somebody listens to."""
+        with self._lock:
+            return list(self._listeners)
+
     def tell(self, topic: str, event: Event) -> None:
         """From any thread."""
         with self._lock:

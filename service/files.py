@@ -44,7 +44,7 @@ def rewrite_older_models(database: Database, store: Store, confinement: Confinem
                 stages = Stages(folder, store.log(f"upgrade-{uuid4()}"), Cancellation(), confinement)
                 stages.inspect(upload, program := folder / "program.pt2")
                 content = finished_digest(program)
-                store.place("programs", program, content)
+                store.keep("programs", program, content)
         except (BadModel, StageProblem) as error:
             logger.warning("model %s, kept by an older memfit, is refused: %s", digest, error)
             continue

@@ -39,13 +39,13 @@ def get_health() -> Health:
 def get_readiness(context: ContextDep) -> Health:
     """Whether the service can take work: its database can be written, its disk has room, and its workers live."""
     try:
-        with context.database.transaction() as session:
+        with context.database.transaction(alone=False) as session:
             session.connection()
     except Exception as error:  # whatever a driver raises
         raise NotReady(f"the database cannot be written ({type(error).__name__}). See the service's log.") from error
     free = shutil.disk_usage(context.store.root).free
     if free < LEAST_FREE_BYTES:
         raise NotReady(f"the disk has {free:,} bytes left. Free space in the data folder.")
-    if not context.worker.alive:
+    if context.worker is not None and not context.worker.alive:
         raise NotReady("a worker has ended. See the service's log, and start it again.")
     return Health()

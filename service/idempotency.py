@@ -6,7 +6,10 @@ A request is told from another by its method, path and body; of a multipart body
 import hashlib
 import json
 from collections.abc import MutableMapping
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
+from uuid import UUID, uuid5
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete
@@ -16,12 +19,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models import ReplyRecord
 from service.context import Context
 from service.keys import caller_of
+from service.notices import lives
+from service.outages import OUTAGES, persistently
 from service.problem_answers import answer_with_problem
 from service.problems import InvalidRequest, Problem
 
 FIELD = "idempotency-key"
 MAX_CHARACTERS = 255
+SECONDS_TO_NOTE_AN_ANSWER = 60.0
+MADE_BY_REQUESTS = UUID("6ad1b0a5-7f0e-4f0c-9f0e-2d6d656d6669")
 KEPT_FIELDS = (b"content-type", b"location", b"tus-resumable")
+
+sent: ContextVar[str | None] = ContextVar("sent", default=None)  # the key, and the Idempotency-Key, of the request that is answered
+
+
+def id_of_request() -> str | None:
+    """An id for what a request makes, the same however often it is sent; None without an Idempotency-Key.
+
+    The database may have made it, and have been killed before it said so.
+    """
+    who = sent.get()
+    return str(uuid5(MADE_BY_REQUESTS, who)) if who is not None else None
 
 
 class RequestUnderWay(Problem):
@@ -51,24 +69,27 @@ class Idempotency:
         try:
             if not 0 < len(token) <= MAX_CHARACTERS:
                 raise InvalidRequest(f"the Idempotency-Key is empty, or longer than {MAX_CHARACTERS} characters. A UUID is a good one.")
-            await self._answer(request, token, receive, send)
-        except Problem as problem:
-            await (await answer_with_problem(request, problem))(scope, receive, send)
-
-    async def _answer(self, request: Request, token: str, receive: Receive, send: Send) -> None:
-        context: Context = request.app.state.context
-        body = _Body(request, receive)
-        key_id, reply = await run_in_threadpool(_begin, context, request.headers.get("authorization"), token)
-        if reply is not None:
-            await body.rest()
-            await _again(reply, body.fingerprint, send)
+            context: Context = request.app.state.context
+            key_id, reply = await run_in_threadpool(_begin, context, request.headers.get("authorization"), token)
+            body = _Body(request, receive)
+            if reply is not None:
+                await body.rest()
+                await _again(reply, body.fingerprint, send)
+                return
+        except (Problem, *OUTAGES) as error:
+            await (await answer_with_problem(request, error))(scope, receive, send)
             return
-        answer = _Answer(send)
+        await self._answer(request, context, key_id, token, body, send)
+
+    async def _answer(self, request: Request, context: Context, key_id: str, token: str, body: "_Body", send: Send) -> None:
+        answer, reset = _Answer(send), sent.set(f"{key_id} {token}")
         try:
             await self._app(request.scope, body.receive, answer.send)
             await body.rest()
         finally:
-            await run_in_threadpool(_end, context, key_id, token, body.fingerprint, answer)
+            sent.reset(reset)
+            end = partial(_end, context, key_id, token, body.fingerprint, answer)
+            await run_in_threadpool(persistently, end, lambda: None, SECONDS_TO_NOTE_AN_ANSWER)
 
 
 class _Body:
@@ -118,11 +139,14 @@ def _begin(context: Context, authorization: str | None, token: str) -> tuple[str
     """The caller's key, and the reply that was given; None if this is the first time, and noted so."""
     with context.database.transaction() as session:
         key_id = caller_of(session, authorization).key_id
+        server = context.notices.server if context.notices is not None else None
         reply = session.get(ReplyRecord, (key_id, token))
         if reply is None:
-            session.add(ReplyRecord(key_id=key_id, token=token, fingerprint=""))
+            session.add(ReplyRecord(key_id=key_id, token=token, fingerprint="", server=server))
         elif reply.status is None:
-            raise RequestUnderWay("a request with this Idempotency-Key is being answered. Send it again in a while.")
+            if reply.server is None or lives(session, reply.server):
+                raise RequestUnderWay("a request with this Idempotency-Key is being answered. Send it again in a while.")
+            reply.server, reply = server, None  # the server that answered it died
         return key_id, reply
 
 
@@ -132,7 +156,8 @@ def _end(context: Context, key_id: str, token: str, fingerprint: str, answer: _A
         if answer.status == 0 or answer.status >= 500 or answer.status in (401, 403, 409, 429):
             session.execute(delete(ReplyRecord).where(ReplyRecord.key_id == key_id, ReplyRecord.token == token))
             return
-        reply = session.get_one(ReplyRecord, (key_id, token))
+        reply = session.get(ReplyRecord, (key_id, token)) or ReplyRecord(key_id=key_id, token=token)
+        session.add(reply)
         reply.fingerprint, reply.status, reply.body = fingerprint, answer.status, answer.body.decode()
         reply.headers_json = json.dumps(answer.headers)
 

@@ -1,9 +1,11 @@
 """One job from its records to its result: reads, calls the pipeline, writes."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -16,10 +18,14 @@ from service import pipeline, queue
 from service.database import Database
 from service.documents import CERTIFICATE, PLAN, PLAN_REQUEST, PROBLEM, PROFILE
 from service.files import program_path, sample_path
+from service.outages import outage_of, persistently
 from service.problems import document_of
 from service.stage_process import Cancelled, Stages
-from service.store import Store
+from service.store import Kind, Store, finished_digest
+from service.stored import read_plan, read_profile, readable
 
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 SECONDS_BETWEEN_NOTES = 0.1
 
 
@@ -37,35 +43,26 @@ class _Subject:
 
 
 class JobRun:
-    """Runs one job, as the pipeline's observer: every note of progress is committed, then told to `publish`.
+    """Runs one attempt of a job, as the pipeline's observer: every note of progress is committed.
 
-    `ready` hears of the predicted and the measured peak of a plan.
+    It may be run again from any point without harm: what it keeps is named by its content, and only the last attempt may record it.
+    An outage of the database or of the store is waited for. `ready` hears of the predicted and the measured peak of a plan.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        store: Store,
-        job: JobRecord,
-        stages: Stages,
-        publish: Callable[[JobRecord], None],
-        ready: Callable[[int, int], None],
-    ) -> None:
-        self._database, self._store, self._job, self._stages, self._publish = database, store, job, stages, publish
-        self._ready = ready
+    def __init__(self, database: Database, store: Store, job: JobRecord, stages: Stages, ready: Callable[[int, int], None]) -> None:
+        self._database, self._store, self._job, self._stages, self._ready = database, store, job, stages, ready
         self._noted_at, self._noted_stage = 0.0, ""
 
     def run(self) -> None:
         """
         Raises:
-            Cancelled: the job is wanted no more, or the server stops.
+            Cancelled: the attempt counts no more: the job was cancelled or taken over, or the worker stops.
             Exception: whatever made it fail; the caller notes that.
         """
-        with self._database.reading() as session:
-            subject = self._subject(session)
+        subject = self._persistently(self._subject)
         profile = subject.profile
         if profile is None:
-            self._take_over_profile(subject.profile_id)
+            self._write(lambda session: self._take_over_profile(session, subject.profile_id))
             profile = pipeline.measure(self._stages, subject.model, subject.sample, subject.settings, self)
             self._save_profile(subject.profile_id, profile, finish=subject.request is None)
         elif subject.request is None:
@@ -80,58 +77,65 @@ class JobRun:
             self._finish_ready(verified)
 
     def progress(self, stage: pipeline.Stage, fraction: float, message: str) -> None:
-        """Commit how far the job is, a few times a second and at every new stage."""
+        """Commit how far the job is, a few times a second and at every new stage. While the database is away, nothing is noted."""
         self._stages.cancellation.check()
         if stage == self._noted_stage and fraction < 1 and time.monotonic() - self._noted_at < SECONDS_BETWEEN_NOTES:
             return
         self._noted_at, self._noted_stage = time.monotonic(), stage
-        with self._database.transaction() as session:
-            job = queue.advance(session, self._job.id, stage, fraction, message)
+        try:
+            with self._database.transaction(alone=False) as session:
+                job = queue.advance(session, self._job.id, self._job.attempt, stage, fraction, message)
+        except Exception as error:
+            if outage_of(error) is None:
+                raise
+            logger.warning("no progress is noted now: %s", error)
+            return
         if job is None:
             raise Cancelled
-        self._publish(job)
 
     def solved(self, plan: Plan) -> None:
-        with self._database.transaction() as session:
+        def save(session: Session) -> None:
             record = session.get_one(PlanRecord, self._job.subject_id)
             record.plan_json, record.budget_bytes = PLAN.dump_json(plan).decode(), plan.budget_bytes
 
-    def _subject(self, session: Session) -> _Subject:
-        plan = session.get_one(PlanRecord, self._job.subject_id) if self._job.kind == JobKind.PLAN else None
-        record = session.get_one(ProfileRecord, plan.profile_id if plan is not None else self._job.subject_id)
+        self._write(save)
+
+    def _subject(self) -> _Subject:
+        with self._database.reading() as session:
+            plan = session.get_one(PlanRecord, self._job.subject_id) if self._job.kind == JobKind.PLAN else None
+            record = session.get_one(ProfileRecord, plan.profile_id if plan is not None else self._job.subject_id)
+            model, sample = session.get_one(ModelRecord, record.model_digest), session.get_one(SampleRecord, record.sample_digest)
         return _Subject(
             profile_id=record.id,
-            model=program_path(self._store, session.get_one(ModelRecord, record.model_digest)),
-            sample=sample_path(self._store, session.get_one(SampleRecord, record.sample_digest)),
+            model=program_path(self._store, model),
+            sample=sample_path(self._store, sample),
             settings=settings_of(record),
-            profile=read_profile(self._store, record),
+            profile=readable(lambda: read_profile(self._store, record)),
             request=PLAN_REQUEST.validate_json(plan.request_json) if plan is not None else None,
-            plan=PLAN.validate_json(plan.plan_json) if plan is not None and plan.plan_json is not None else None,
+            plan=readable(lambda: read_plan(plan)) if plan is not None else None,
         )
 
-    def _take_over_profile(self, profile_id: str) -> None:
+    def _take_over_profile(self, session: Session, profile_id: str) -> None:
         """This job measures the profile, whichever was to do so before."""
-        with self._database.transaction() as session:
-            record = session.get_one(ProfileRecord, profile_id)
-            record.state, record.job_id, record.problem_json = ProfileState.QUEUED, self._job.id, None
+        record = session.get_one(ProfileRecord, profile_id)
+        record.state, record.job_id, record.problem_json = ProfileState.QUEUED, self._job.id, None
 
     def _save_profile(self, profile_id: str, profile: Profile, finish: bool) -> None:
-        digest = self._store.keep_bytes("profiles", PROFILE.dump_json(profile))
+        (file := self._stages.folder / "profile.json").write_bytes(PROFILE.dump_json(profile))
+        digest = self._keep("profiles", file)
 
         def save(session: Session) -> None:
+            self._store.keep_still("profiles", file, digest)
             record = session.get_one(ProfileRecord, profile_id)
             record.state, record.content_digest, record.problem_json = ProfileState.READY, digest, None
 
-        if finish:
-            self._finish(save)
-        else:
-            with self._database.transaction() as session:
-                save(session)
+        self._finish(save) if finish else self._write(save)
 
     def _finish_ready(self, verified: pipeline.VerifiedPlan) -> None:
-        digest = self._store.keep_file("checkpoints", verified.checkpoint)
+        digest = self._keep("checkpoints", verified.checkpoint)
 
         def save(session: Session) -> None:
+            self._store.keep_still("checkpoints", verified.checkpoint, digest)
             record = session.get_one(PlanRecord, self._job.subject_id)
             record.state, record.checkpoint_digest = PlanState.READY, digest
             record.plan_json = PLAN.dump_json(verified.plan).decode()
@@ -141,19 +145,37 @@ class JobRun:
         self._ready(verified.plan.predicted_peak_bytes, verified.certificate.measured_peak_bytes)
 
     def _finish_infeasible(self, error: InfeasibleBudget) -> None:
-        def save(session: Session) -> None:
-            mark_infeasible(session.get_one(PlanRecord, self._job.subject_id), error)
+        self._finish(lambda session: mark_infeasible(session.get_one(PlanRecord, self._job.subject_id), error))
 
-        self._finish(save)
+    def _keep(self, kind: Kind, file: Path) -> str:
+        digest = finished_digest(file)
+        self._persistently(lambda: self._store.keep(kind, file, digest))
+        return digest
+
+    def _write(self, save: Callable[[Session], None]) -> None:
+        """Save what was found on the way, if this attempt still counts."""
+
+        def write() -> None:
+            with self._database.transaction() as session:
+                if not queue.counts(session, self._job.id, self._job.attempt):
+                    raise Cancelled
+                save(session)
+
+        self._persistently(write)
 
     def _finish(self, save: Callable[[Session], None]) -> None:
-        """Save the result and end the job in one transaction; neither if it was cancelled meanwhile."""
-        with self._database.transaction() as session:
-            job = queue.succeed(session, self._job.id)
-            if job is None:
-                raise Cancelled
-            save(session)
-        self._publish(job)
+        """Save the result and end the job in one transaction; neither if the attempt counts no more."""
+
+        def finish() -> None:
+            with self._database.transaction() as session:
+                if queue.succeed(session, self._job.id, self._job.attempt) is None:
+                    raise Cancelled
+                save(session)
+
+        self._persistently(finish)
+
+    def _persistently(self, work: Callable[[], Result]) -> Result:
+        return persistently(work, self._stages.cancellation.check)
 
 
 def mark_infeasible(record: PlanRecord, error: InfeasibleBudget) -> None:
@@ -164,10 +186,3 @@ def mark_infeasible(record: PlanRecord, error: InfeasibleBudget) -> None:
 
 def settings_of(record: ProfileRecord) -> ProfileSettings:
     return ProfileSettings(record.loss, "batch" if record.batch_norm == "batch" else "frozen", record.batch_size)
-
-
-def read_profile(store: Store, record: ProfileRecord) -> Profile | None:
-    """What was measured; None if it was not yet."""
-    if record.content_digest is None:
-        return None
-    return PROFILE.validate_json(store.path("profiles", record.content_digest).read_bytes())

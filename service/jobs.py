@@ -32,6 +32,7 @@ class JobAnswer(BaseModel):
     kind: JobKind
     state: JobState
     stage: str = Field(description="queued, profiling, solving, patching or verifying.")
+    attempt: int = Field(description="Which attempt to run it is, or was, the last; 0: it was not begun.")
     fraction: float = Field(description="Share of the stage that is done, 0 to 1.")
     message: str
     plan: str | None = Field(description="The plan it works for.")
@@ -71,6 +72,7 @@ def job_answer(record: JobRecord) -> JobAnswer:
         kind=JobKind(record.kind),
         state=JobState(record.state),
         stage=record.stage,
+        attempt=record.attempt,
         fraction=record.fraction,
         message=record.message,
         plan=record.subject_id if record.kind == JobKind.PLAN else None,
@@ -103,8 +105,6 @@ def cancel_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
         job = queue.cancel(session, id) or find_job(session, id)
     if job.state != JobState.CANCELLED:
         raise JobFinished(job)
-    context.worker.cancel(job.id)
-    context.hub.tell(job.id, job)
     return job_answer(job)
 
 
@@ -115,7 +115,9 @@ def get_job_log(id: str, caller: CallerDep, context: ContextDep) -> Response:
         check_held(session, caller, "job", id)
         find_job(session, id)
     log = context.store.log(id)
-    return FileResponse(log, media_type="text/plain; charset=utf-8") if log.exists() else PlainTextResponse("")
+    if log.exists():
+        return FileResponse(log, media_type="text/plain; charset=utf-8")
+    return PlainTextResponse(context.store.shared_log(id))
 
 
 def _existing(id: str, caller: CallerDep, context: ContextDep) -> str:

@@ -60,7 +60,7 @@ def list_keys(data: DataOption = None) -> None:
 
 @app.command()
 def revoke(id: Annotated[str, typer.Argument(help="The key's id, as `memfit keys list` shows it.")], data: DataOption = None) -> None:
-    """Let a key hold no more, at once."""
+    """Let a key hold no more, from the next second on."""
     with _database(data) as database, database.transaction() as session:
         record = session.get(KeyRecord, id)
         if record is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -15,6 +16,7 @@ from service.problems import Problem
 
 PREFIX = "memfit_"
 Scope = Literal["read", "write", "admin"]
+SECONDS_TO_KNOW, MOST_KNOWN = 1.0, 10_000
 LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -66,6 +68,22 @@ class Caller:
         """
         if self.key is not None and not {scope, "admin"} & set(self.key.scopes.split()):
             raise Forbidden(f"the key {self.key.name!r} has the scopes {self.key.scopes!r}, and this needs {scope!r}. Use another key.")
+
+
+class Callers:
+    """Callers of the last second. A key that is revoked holds for as long."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Caller, float]] = {}
+
+    def find(self, authorization: str | None) -> Caller | None:
+        caller, at = self._known.get(_digest(authorization or ""), (None, 0.0))
+        return caller if time.monotonic() - at < SECONDS_TO_KNOW else None
+
+    def keep(self, authorization: str | None, caller: Caller) -> None:
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[_digest(authorization or "")] = caller, time.monotonic()
 
 
 def add_key(

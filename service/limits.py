@@ -9,6 +9,7 @@ from pathlib import Path
 MEMORY_SHARE = 0.9  # of the machine's, for one process of a stage: the rest is the service's
 PROCESSES = 512  # and threads, of a stage and all it starts: measuring takes two processes with a pool of threads each
 NEVER_MORE = 2**62
+NICENESS = 5  # answers come before stages; where nobody asks, it costs nothing
 SECONDS_TO_SAY_SO = 5  # between the signal that tells what ends a process, SIGXCPU, and the one that tells nothing
 
 
@@ -48,7 +49,8 @@ def machine_memory_bytes() -> int:
 
 
 def keep_to(limits: Limits) -> None:
-    """Bind this process, and all it will start, to the limits. Linux; elsewhere only as far as the system goes."""
+    """Bind this process, and all it will start, to the limits, and let the service go first. Linux; elsewhere as far as the system goes."""
+    os.nice(NICENESS)
     for name, most, last in (
         ("RLIMIT_DATA", limits.memory_bytes, 0),
         ("RLIMIT_CPU", limits.cpu_seconds, SECONDS_TO_SAY_SO),

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from planner.errors import PlannerError
+from service.outages import OUTAGES, outage_of
 from service.problems import INTERNAL, InvalidRequest, Problem, ProblemDocument, document_of
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def install(app: FastAPI) -> None:
     """Let every error of the app be answered by `answer_with_problem`."""
-    for kind in (Problem, PlannerError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
+    for kind in (Problem, PlannerError, RequestValidationError, HTTPException, ClientDisconnect, *OUTAGES, Exception):
         app.add_exception_handler(kind, answer_with_problem)
 
 
@@ -55,6 +56,7 @@ async def answer_with_problem(request: Request, error: Exception) -> JSONRespons
         case ClientDisconnect():  # nobody reads this
             document = ProblemDocument("client-disconnect", "The client went away", 400, "The body was cut short. Send it again.", {})
         case _:
+            error = outage_of(error) or error
             document = document_of(error)
     if document.kind == INTERNAL:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)

@@ -5,12 +5,15 @@ Problem                   anything that has a document
 ├── UnsupportedBody         a body that is neither of the kinds a call takes
 ├── InvalidRequest          a body that cannot be read
 ├── StageProblem            what a stage's child process reported, or how it died (`service.stage_process`)
-├── StorageFull, TooLarge   what the disk does not hold (`service.store`)
+├── StorageFull             the disk is full
+├── TooLarge                a file is (`service.store`)
+├── Away                    the database or the object store is (`service.outages`)
 └── …                       each beside what raises it
 
 `planner.errors.PlannerError` is no Problem, since the planner knows no HTTP; `document_of` gives it a document all the same.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +23,7 @@ from pydantic_core import ErrorDetails, to_jsonable_python
 from planner.errors import PlannerError, UnverifiedPlan
 
 INTERNAL = "internal"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk says, or a quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,17 @@ class InvalidRequest(Problem):
         found = [{"where": ".".join(str(part) for part in error["loc"]) or "body", "what": error["msg"]} for error in errors]
         first = "; ".join(f"{error['where']}: {error['what']}" for error in found[:3])
         return cls(f"{first}{'; …' if len(found) > 3 else ''}. The members of every call are described at /docs.", errors=found)
+
+
+class StorageFull(Problem):
+    """The disk of the data folder is full."""
+
+    kind, title, status = "storage-full", "The disk is full", 507
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service has no room left on its disk, and kept nothing of this request. Free space in its data folder, then try again."
+        )
 
 
 def document_of(error: Exception) -> ProblemDocument:

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
+from planner.footprint import plain_timeline
 from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest, ProfileSettings
 from service import queue
@@ -17,12 +18,17 @@ from service.context import ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
 from service.frontiers import FrontierAnswer, FrontierPoint
-from service.job_run import read_profile, settings_of
+from service.job_run import settings_of
 from service.jobs import find_job
+from service.plans.answers import Footprint
 from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
+from service.store import Store
+from service.stored import Outdated, read_profile, read_profile_json
 from service.uploads import find_model, find_sample
+
+EMPTY = b'"measured":null'
 
 
 class NotReady(Problem):
@@ -57,6 +63,9 @@ class ProfileAnswer(BaseModel):
     job: str | None = Field(description="The job that measures it, or did.")
     measured: Profile | None = Field(
         description="Operations, activations with their options, gradient energies, and the plain step's footprint."
+    )
+    timeline: tuple[Footprint, ...] | None = Field(
+        description="Of a step that trains everything and keeps it whole, as memfit's operations hold it, at every moment."
     )
     problem: dict[str, Any] | None = Field(description="Why it failed, as a problem document.")
     created_at: datetime
@@ -107,6 +116,14 @@ def needs_job(session: Session, record: ProfileRecord) -> bool:
     return record.state != ProfileState.READY and (owner is None or JobState(owner.state).finished)
 
 
+def _is_outdated(store: Store, record: ProfileRecord) -> bool:
+    """Whether an earlier memfit measured it, so that it has to be measured anew."""
+    try:
+        return record.state == ProfileState.READY and read_profile(store, record) is None
+    except Outdated:
+        return True
+
+
 def give_to(record: ProfileRecord, job: JobRecord) -> None:
     """Let a job measure the profile."""
     record.state, record.job_id, record.problem_json = ProfileState.QUEUED, job.id, None
@@ -127,22 +144,28 @@ def request_profile(body: ProfileBody, response: Response, caller: CallerDep, co
         settings = settle(MODEL_SUMMARY.validate_json(model.summary_json), SAMPLE_SUMMARY.validate_json(sample.summary_json), body.settings)
         record = profile_for(session, model.digest, sample.digest, settings)
         hold(session, caller, "profile", record.id)
-        if needs_job(session, record):
+        if needs_job(session, record) or _is_outdated(context.store, record):
             check_jobs(session, caller)
-            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id))
+            give_to(record, job := queue.add(session, JobKind.PROFILE, record.id, context.settings.queue, after=record.id))
             hold(session, caller, "job", job.id)
-    context.worker.wake()
     response.headers["location"] = f"/v1/profiles/{record.id}"
     return _profile_answer(record, None)
 
 
-@router.get("/{id}")
-def get_profile(id: str, caller: CallerDep, context: ContextDep) -> ProfileAnswer:
+@router.get("/{id}", response_model=ProfileAnswer)
+def get_profile(
+    id: str,
+    caller: CallerDep,
+    context: ContextDep,
+    measured: Annotated[bool, Query(description="Whether to answer with all that was measured: megabytes, of a large model.")] = True,
+) -> Response:
     """A profile, with all that was measured."""
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
-    return _profile_answer(record, read_profile(context.store, record))
+    answer = _profile_answer(record, None).model_dump_json().encode()
+    content = read_profile_json(context.store, record) if measured else None
+    return Response(answer if content is None else answer.replace(EMPTY, b'"measured":' + content, 1), media_type="application/json")
 
 
 @router.get("/{id}/frontier")
@@ -195,6 +218,7 @@ def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileA
         settings=settings_of(record),
         job=record.job_id,
         measured=measured,
+        timeline=None if measured is None else tuple(map(Footprint.of, plain_timeline(measured))),
         problem=PROBLEM.validate_json(record.problem_json).as_json() if record.problem_json is not None else None,
         created_at=record.created_at,
     )

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from threading import Event, Thread
 
@@ -20,7 +19,7 @@ from service.plans.queries import find_plan
 from service.problem_answers import RESPONSES
 from service.problems import Problem
 from service.profiles import find_profile
-from service.store import Kind, Store
+from service.store import Kind, Store, digest_of
 from service.uploads import find_model, find_sample
 
 logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def delete_plan(id: str, caller: CallerDep, context: ContextDep) -> None:
             session.execute(update(ProfileRecord).where(ProfileRecord.job_id == job).values(job_id=None))
             session.execute(delete(HoldingRecord).where(HoldingRecord.kind == "job", HoldingRecord.subject_id == job))
             session.execute(delete(JobRecord).where(JobRecord.id == job))
-            context.store.log(job).unlink(missing_ok=True)
+            context.store.remove_log(job)
 
 
 def _has(session: Session, condition: "InstrumentedAttribute[bool] | object") -> bool:
@@ -119,21 +118,32 @@ def _check_not_worked_on(session: Session, job_id: str | None) -> None:
 
 def collect(database: Database, store: Store, older_than_seconds: float = SECONDS_TO_BE_REFERRED_TO) -> int:
     """Remove files that no record names, and uploads and replies that nobody asked for any more; bytes that were freed."""
+    with database.reading() as session:
+        named = _named(session)
+    # Looked for without keeping others from writing, which takes a while where files are elsewhere.
+    forgotten = {
+        kind: [kept for digest, kept in store.older(kind, older_than_seconds).items() if digest not in named[kind]] for kind in NAMED
+    }
+    freed = 0
     with database.transaction() as session:
         for record, days in DAYS_KEPT:
             session.execute(delete(record).where(record.created_at < now() - timedelta(days=days)))
         session.flush()
         uploads = set(session.scalars(select(UploadRecord.id)))
-        named = {kind: {digest for column in columns for digest in session.scalars(select(column))} for kind, columns in NAMED.items()}
-        # Within the transaction: a record that names a file again is written in one, and places the file anew.
-        freed = store.remove_uploads(lambda id: id not in uploads, older_than_seconds)
-        for kind, digests in named.items():
-            freed += store.remove(kind, _is_not_in(digests), older_than_seconds)
+        freed += store.remove_uploads(lambda id: id not in uploads, older_than_seconds)
+        # Within a transaction that runs alone: a record that names a file again is written in one, and looks whether it is still there.
+        named = _named(session) if any(forgotten.values()) else {}
+        for kind, found in forgotten.items():
+            for kept in found:
+                if digest_of(kept) not in named[kind]:
+                    store.remove(kept)
+                    freed += kept.bytes
     return freed
 
 
-def _is_not_in(digests: set[str | None]) -> Callable[[str], bool]:
-    return lambda digest: digest not in digests
+def _named(session: Session) -> dict[Kind, set[str | None]]:
+    """Digests of files that records name."""
+    return {kind: {digest for column in columns for digest in session.scalars(select(column))} for kind, columns in NAMED.items()}
 
 
 class Collector:

@@ -5,7 +5,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from service import logs
+from service import logs, tracing
 from service.app import create_app
 from service.settings import Settings
 
@@ -43,4 +43,5 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until told to stop."""
     logs.set_up(settings.log_format)
+    tracing.set_up()
     Server(settings).run()

@@ -1,34 +1,22 @@
 """Files by the digest of their bytes: written once, never changed, the same bytes twice are one file."""
 
-import errno
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
 from typing import BinaryIO, Literal
 
-from service.problems import Problem
+from service.artifacts import Artifacts, Folder, Kept
+from service.problems import FULL, Problem, StorageFull
 
 Kind = Literal["models", "programs", "samples", "profiles", "checkpoints"]  # models: uploads, which nothing opens but the intake
 SUFFIXES: dict[Kind, str] = {"models": ".pt2", "programs": ".pt2", "samples": ".safetensors", "profiles": ".json", "checkpoints": ".pt2"}
-
-
 CHUNK_BYTES = 2**20
-
-
-class StorageFull(Problem):
-    """The disk of the data folder is full."""
-
-    kind, title, status = "storage-full", "The disk is full", 507
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the service has no room left on its disk, and kept nothing of this file. Free space in its data folder, then try again."
-        )
+SECONDS_BETWEEN_COUNTS = 60.0
 
 
 class TooLarge(Problem):
@@ -89,11 +77,17 @@ class FinishedUpload(Draft):
 
 
 class Store:
-    """A folder of content-addressed files, `KIND/ab/abcd….SUFFIX`, and a folder `work` for what is in progress, on the same disk."""
+    """Content-addressed files, and a folder of this process's own for what is in progress.
 
-    def __init__(self, root: Path) -> None:
+    `artifacts` and `uploads` (where resumable uploads are collected, on the same disk): by default in that folder, too.
+    """
+
+    def __init__(self, root: Path, artifacts: Artifacts | None = None, uploads: Path | None = None) -> None:
         self.root = root.absolute()
-        self._work, self._logs, self._uploads = self.root / "work", self.root / "logs", self.root / "uploads"
+        self._artifacts = artifacts or Folder(self.root)
+        self._shared = artifacts is not None
+        self._counted_bytes, self._counted_at = 0, 0.0
+        self._work, self._logs, self._uploads = self.root / "work", self.root / "logs", (uploads or self.root / "uploads").absolute()
 
     def open(self) -> None:
         """Make the folders and throw away the work of a server that died. Only the one owner of the folder may call this."""
@@ -106,8 +100,32 @@ class Store:
         """Where the processes of a job, or of an upload, leave what they print."""
         return self._logs / f"{name}.log"
 
+    def shared_log(self, name: str) -> bytes:
+        """What a process of another machine left, if it has ended."""
+        try:
+            return self._artifacts.read(_log_key(name)) if self._shared else b""
+        except FileNotFoundError:
+            return b""
+
+    def share_log(self, name: str) -> None:
+        """Let other machines read a log that is finished."""
+        if self._shared and self.log(name).exists():
+            self._artifacts.put(_log_key(name), self.log(name))
+
+    def remove_log(self, name: str) -> None:
+        self.log(name).unlink(missing_ok=True)
+        if self._shared:
+            self._artifacts.remove(_log_key(name))
+
     def path(self, kind: Kind, digest: str) -> Path:
-        return self.root / kind / digest[:2] / f"{digest}{SUFFIXES[kind]}"
+        """A kept file, to be read on this machine.
+
+        Raises:
+            Away: the store does not answer.
+            FileNotFoundError: there is none, in a store that is elsewhere.
+        """
+        with full_disk_is_a_problem():
+            return self._artifacts.local(_key(kind, digest))
 
     @contextmanager
     def draft(self, kind: Kind, limit_bytes: int | None = None) -> Iterator[Draft]:
@@ -160,35 +178,42 @@ class Store:
                 path.unlink(missing_ok=True)
                 draft.rewritten.unlink(missing_ok=True)
 
-    def keep(self, kind: Kind, draft: Draft) -> Path:
-        """Move a finished draft to its place."""
-        return self.place(kind, draft.path, draft.digest)
+    def keep(self, kind: Kind, file: Path, digest: str) -> None:
+        """Keep a finished file of that digest."""
+        with full_disk_is_a_problem():
+            self._artifacts.put(_key(kind, digest), file)
 
-    def keep_bytes(self, kind: Kind, data: bytes) -> str:
-        """Write bytes to their place; their digest."""
-        with self.draft(kind) as draft:
-            draft.write(data)
-            draft.finish()
-            self.keep(kind, draft)
-            return draft.digest
+    def keep_still(self, kind: Kind, file: Path, digest: str) -> None:
+        """Keep a file that was kept shortly before, should the collector have taken it for forgotten.
 
-    def keep_file(self, kind: Kind, file: Path) -> str:
-        """Move a file of a workspace to its place; its digest."""
-        digest = finished_digest(file)
-        self.place(kind, file, digest)
-        return digest
+        Called in the transaction that names the file: the collector removes in transactions that run alone.
+        """
+        if not self._artifacts.has(_key(kind, digest)):
+            self.keep(kind, file, digest)
 
-    def remove(self, kind: Kind, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
-        """Remove files by their digest, if they were placed long enough ago; their bytes."""
-        return _remove((self.root / kind).glob(f"*/*{SUFFIXES[kind]}"), unwanted, older_than_seconds)
+    def older(self, kind: Kind, seconds: float) -> dict[str, Kept]:
+        """Files that were kept at least so long ago, by digest."""
+        before = time.time() - seconds
+        return {digest_of(kept): kept for kept in self._artifacts.listed(kind) if kept.placed_at <= before}
+
+    def remove(self, kept: Kept) -> None:
+        self._artifacts.remove(kept.key)
 
     def remove_uploads(self, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
         """Remove resumable uploads by their id, if nothing came to them for long enough; their bytes."""
-        return _remove(self._uploads.iterdir(), unwanted, older_than_seconds)
+        freed, before = 0, time.time() - older_than_seconds
+        for path in self._uploads.iterdir():
+            if unwanted(path.stem) and (found := path.stat()).st_mtime <= before:
+                path.unlink()
+                freed += found.st_size
+        return freed
 
     def stored_bytes(self) -> int:
-        """Bytes of all files that are kept."""
-        return sum(path.stat().st_size for kind in SUFFIXES for path in (self.root / kind).glob("*/*"))
+        """Bytes of all files that are kept, as they were within the last minute where they are elsewhere."""
+        if not self._shared or time.monotonic() - self._counted_at > SECONDS_BETWEEN_COUNTS:
+            self._counted_bytes = sum(kept.bytes for kind in SUFFIXES for kept in self._artifacts.listed(kind))
+            self._counted_at = time.monotonic()
+        return self._counted_bytes
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -200,24 +225,17 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def place(self, kind: Kind, file: Path, digest: str) -> Path:
-        """Move a finished file of that digest to its place. Files of one digest are equal, so it may replace an older one."""
-        place = self.path(kind, digest)
-        with full_disk_is_a_problem():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place)
-            os.utime(place)  # its age says how long nothing has referred to it
-            _sync_folder(place.parent)
-        return place
+
+def _key(kind: Kind, digest: str) -> str:
+    return f"{kind}/{digest[:2]}/{digest}{SUFFIXES[kind]}"
 
 
-def _remove(paths: Iterable[Path], unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
-    freed, before = 0, time.time() - older_than_seconds
-    for path in paths:
-        if unwanted(path.stem) and (found := path.stat()).st_mtime <= before:
-            path.unlink()
-            freed += found.st_size
-    return freed
+def digest_of(kept: Kept) -> str:
+    return kept.key.rpartition("/")[2].partition(".")[0]
+
+
+def _log_key(name: str) -> str:
+    return f"logs/{name[:2]}/{name}.log"
 
 
 def finished_digest(file: Path) -> str:
@@ -234,15 +252,6 @@ def full_disk_is_a_problem() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise StorageFull from error
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

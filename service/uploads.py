@@ -2,10 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Generic, TypeVar
-from uuid import uuid4
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
@@ -18,18 +16,15 @@ from service.body import Body
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
-from service.intake.npz import is_npz, npz_as_safetensors
 from service.keys import Caller
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound
 from service.receive import media_type, receive_body, receive_json, receive_parts
 from service.resumable import find_upload, offset_of, remove_upload
-from service.sample_file import read_sample
-from service.stage_process import Cancellation, StageProblem, Stages
-from service.store import Draft, Kind, finished_digest
-from service.summary import ModelInput, ModelParameter, ModelSummary, SampleSummary, SampleTensor
+from service.store import Draft, Kind
+from service.summary import ModelInput, ModelParameter, SampleTensor
+from service.taking_in import examine_model, examine_sample, keep_files, keep_model, keep_sample
 
-Summary = TypeVar("Summary", ModelSummary, SampleSummary)
 DIGEST = "SHA-256 of the file, in hex."
 DigestPath = Annotated[str, Path(description=DIGEST, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])]
 
@@ -65,95 +60,6 @@ class SampleAnswer(BaseModel):
 
 
 # ---- queries
-
-
-@dataclass(frozen=True)
-class Upload(Generic[Summary]):
-    """A file that was found good, and is not kept yet.
-
-    Attributes:
-        content_digest: of what is to be kept in the draft's stead; None for the draft itself, or if all is kept already.
-    """
-
-    draft: Draft
-    summary: Summary
-    content_digest: str | None
-
-
-def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
-    """Check an uploaded model, and write it anew; one that is stored already was checked then.
-
-    Raises:
-        StageProblem: it is no `.pt2`, or what it holds is refused, or it cannot be read as a program that trains.
-    """
-    draft.finish()
-    with context.database.reading() as session:
-        record = session.get(ModelRecord, draft.digest)
-    if record is not None:
-        return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json), None)
-    log = context.store.log(f"upload-{uuid4()}")
-    with context.inspections, context.store.workspace() as folder:
-        try:
-            program = folder / "program.pt2"
-            summary = Stages(folder, log, Cancellation(), context.confinement).inspect(draft.path, program)
-            program.replace(draft.rewritten)
-        except StageProblem as problem:
-            if not problem.names_log:
-                log.unlink()
-            raise
-    log.unlink()
-    return Upload(draft, summary, finished_digest(draft.rewritten))
-
-
-def examine_sample(context: Context, draft: Draft) -> Upload[SampleSummary]:
-    """Check an uploaded sample.
-
-    Raises:
-        BadSample: it is no safetensors or .npz file, or its values cannot be used.
-    """
-    draft.finish()
-    if not is_npz(draft.path):
-        return Upload(draft, read_sample(draft.path), None)
-    npz_as_safetensors(draft.path, draft.rewritten, context.settings.max_upload_bytes)
-    return Upload(draft, read_sample(draft.rewritten), finished_digest(draft.rewritten))
-
-
-def keep_model(context: Context, session: Session, upload: Upload[ModelSummary]) -> tuple[ModelRecord, bool]:
-    """The record of an upload, and whether it is new."""
-    record = session.get(ModelRecord, upload.draft.digest)
-    if record is not None:
-        return record, False
-    assert upload.content_digest is not None, "a model that is new was written anew"
-    context.store.place("programs", upload.draft.rewritten, upload.content_digest)
-    record = ModelRecord(
-        digest=upload.draft.digest,
-        bytes=upload.draft.size,
-        content_digest=upload.content_digest,
-        summary_json=MODEL_SUMMARY.dump_json(upload.summary).decode(),
-    )
-    session.add(record)
-    session.flush()
-    return record, True
-
-
-def keep_sample(context: Context, session: Session, upload: Upload[SampleSummary]) -> tuple[SampleRecord, bool]:
-    """The record of an upload, and whether it is new."""
-    record = session.get(SampleRecord, upload.draft.digest)
-    if record is not None:
-        return record, False
-    if upload.content_digest is None:
-        context.store.keep("samples", upload.draft)
-    else:
-        context.store.place("samples", upload.draft.rewritten, upload.content_digest)
-    record = SampleRecord(
-        digest=upload.draft.digest,
-        bytes=upload.draft.size,
-        content_digest=upload.content_digest,
-        summary_json=SAMPLE_SUMMARY.dump_json(upload.summary).decode(),
-    )
-    session.add(record)
-    session.flush()
-    return record, True
 
 
 def find_model(session: Session, digest: str) -> ModelRecord:
@@ -203,6 +109,7 @@ async def upload_model(request: Request, response: Response, caller: CallerDep, 
         def keep() -> tuple[ModelAnswer, bool]:
             check_bytes(context, caller, draft.size)
             upload = examine_model(context, draft)
+            keep_files(context, upload)
             with context.database.transaction() as session:
                 record, new = keep_model(context, session, upload)
                 hold(session, caller, "model", record.digest)
@@ -230,6 +137,7 @@ async def upload_sample(request: Request, response: Response, caller: CallerDep,
         def keep() -> tuple[SampleAnswer, bool]:
             check_bytes(context, caller, draft.size)
             upload = examine_sample(context, draft)
+            keep_files(context, upload)
             with context.database.transaction() as session:
                 record, new = keep_sample(context, session, upload)
                 hold(session, caller, "sample", record.digest)

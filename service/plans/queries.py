@@ -6,21 +6,26 @@ from typing import Generic
 from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, PlanRecord, PlanState, ProfileRecord, ProfileState
+from models.base import new_id
 from planner.errors import InfeasibleBudget
+from planner.profile import Profile
 from planner.request import PlanRequest
 from service import queue
 from service.access import Thing, check_bytes, check_held, check_jobs, hold
 from service.context import Context
 from service.documents import MODEL_SUMMARY, PLAN, PLAN_REQUEST, SAMPLE_SUMMARY
 from service.fit import check_trainable, settle
-from service.job_run import mark_infeasible, read_profile
+from service.idempotency import id_of_request
+from service.job_run import mark_infeasible
 from service.keys import Caller
 from service.plans.requests import PlanBody
 from service.problems import InvalidRequest, NotFound
 from service.profiles import find_profile, give_to, needs_job, profile_for
 from service.store import Draft
+from service.stored import read_profile, readable
 from service.summary import ModelSummary, SampleSummary
-from service.uploads import Summary, Upload, examine_model, examine_sample, find_model, find_sample, keep_model, keep_sample
+from service.taking_in import Summary, Upload, examine_model, examine_sample, keep_files, keep_model, keep_sample
+from service.uploads import find_model, find_sample
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
     With a stored profile the choice is made here and now; a job patches and measures.
     """
     request = body.plan_request  # before any file is opened
+    with context.database.reading() as session:
+        if (id := id_of_request()) is not None and session.get(PlanRecord, id) is not None:
+            return id
     if body.profile is not None:
         if drafts:
             raise InvalidRequest("a plan for a stored profile needs no files. Leave out the profile, or the parts model and sample.")
@@ -62,6 +70,7 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
         sample = _given_sample(caller, context, body.sample, drafts.get("sample"))
         settings = settle(model.summary, sample.summary, body.settings)
         check_trainable(model.summary, request)
+        keep_files(context, model.upload, sample.upload)
         with context.database.transaction() as session:
             if model.upload is not None:
                 keep_model(context, session, model.upload)
@@ -73,23 +82,21 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
                 hold(session, caller, kind, id)
     with context.database.reading() as session:
         check_jobs(session, caller)
-    if profile.state == ProfileState.READY:
-        return _solve_now(caller, context, profile, request)
+    measured = readable(lambda: read_profile(context.store, profile)) if profile.state == ProfileState.READY else None
+    if measured is not None:
+        return _solve_now(caller, context, profile, measured, request)
     with context.database.transaction() as session:
         plan = _add(session, caller, profile, request)
-        job = _begin(session, caller, plan)
+        job = _begin(session, caller, context, plan, after=profile.id)
         owned = find_profile(session, profile.id)
         if needs_job(session, owned):
             give_to(owned, job)
-    context.worker.wake()
     return plan.id
 
 
-def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, request: PlanRequest) -> str:
+def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, measured: Profile, request: PlanRequest) -> str:
     from planner.solver import solve  # as in service.pipeline
 
-    measured = read_profile(context.store, profile)
-    assert measured is not None, "a profile that is ready has its content"
     try:
         solved = solve(measured, request, search_seconds=0)  # someone waits; the job searches on where that leaves a gap
     except InfeasibleBudget as error:
@@ -100,13 +107,13 @@ def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, request
     with context.database.transaction() as session:
         plan = _add(session, caller, profile, request)
         plan.plan_json, plan.budget_bytes = PLAN.dump_json(solved).decode(), solved.budget_bytes
-        _begin(session, caller, plan)
-    context.worker.wake()
+        _begin(session, caller, context, plan)
     return plan.id
 
 
 def _add(session: Session, caller: Caller, profile: ProfileRecord, request: PlanRequest) -> PlanRecord:
     plan = PlanRecord(
+        id=id_of_request() or new_id(),
         profile_id=profile.id,
         state=PlanState.QUEUED,
         request_json=PLAN_REQUEST.dump_json(request).decode(),
@@ -118,8 +125,8 @@ def _add(session: Session, caller: Caller, profile: ProfileRecord, request: Plan
     return plan
 
 
-def _begin(session: Session, caller: Caller, plan: PlanRecord) -> JobRecord:
-    job = queue.add(session, JobKind.PLAN, plan.id)
+def _begin(session: Session, caller: Caller, context: Context, plan: PlanRecord, after: str | None = None) -> JobRecord:
+    job = queue.add(session, JobKind.PLAN, plan.id, context.settings.queue, after)
     plan.job_id = job.id
     hold(session, caller, "job", job.id)
     return job

@@ -10,10 +10,11 @@ from sqlalchemy import select
 
 from models import HoldingRecord, PlanRecord, PlanState
 from service.access import CallerDep, check_held
-from service.context import ContextDep
+from service.context import Context, ContextDep
 from service.devices import with_budget
-from service.documents import CERTIFICATE, PLAN, PROBLEM
+from service.documents import PROBLEM
 from service.download import file_answer
+from service.keys import Caller
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
 from service.plans.queries import find_plan, make_plan
 from service.plans.requests import PlanBody
@@ -22,9 +23,11 @@ from service.problems import InvalidRequest, Problem
 from service.profiles import find_profile
 from service.receive import Text, media_type, receive_json, receive_parts
 from service.store import Draft
+from service.stored import read_certificate, read_plan
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=RESPONSES)
 PLAN_SCHEMA = {"$ref": "#/components/schemas/PlanBody"}
+FINISHED = (PlanState.READY, PlanState.INFEASIBLE, PlanState.FAILED, PlanState.CANCELLED)
 FILE_SCHEMA = {"type": "string", "format": "binary"}
 PLAN_BODY = {
     "requestBody": {
@@ -82,7 +85,7 @@ async def request_plan(request: Request, response: Response, caller: CallerDep, 
         content = await run_in_threadpool(with_budget, context, caller, content)
         id = await run_in_threadpool(make_plan, caller, context, PlanBody.read(content), drafts)
     response.headers["location"] = f"/v1/plans/{id}"
-    return await run_in_threadpool(get_plan, id, caller, context)
+    return await run_in_threadpool(_plan_answer, id, caller, context)
 
 
 @router.get("")
@@ -104,9 +107,20 @@ def list_plans(
         )
 
 
-@router.get("/{id}")
-def get_plan(id: str, caller: CallerDep, context: ContextDep) -> PlanAnswer:
+@router.get("/{id}", response_model=PlanAnswer)
+def get_plan(id: str, caller: CallerDep, context: ContextDep) -> Response:
     """A plan, as far as it has come."""
+    with context.database.reading() as session:
+        check_held(session, caller, "plan", id)
+        state = PlanState(session.scalar(select(PlanRecord.state).where(PlanRecord.id == id)) or PlanState.QUEUED)
+
+    def render() -> bytes:
+        return _plan_answer(id, caller, context).model_dump_json().encode()
+
+    return Response(context.rendered.get(id, render) if state in FINISHED else render(), media_type="application/json")
+
+
+def _plan_answer(id: str, caller: Caller, context: Context) -> PlanAnswer:
     with context.database.reading() as session:
         check_held(session, caller, "plan", id)
         plan = find_plan(session, id)
@@ -114,8 +128,8 @@ def get_plan(id: str, caller: CallerDep, context: ContextDep) -> PlanAnswer:
     content: dict[str, Any] = plan_content(
         state=PlanState(plan.state),
         budget_bytes=plan.budget_bytes,
-        plan=PLAN.validate_json(plan.plan_json) if plan.plan_json is not None else None,
-        certificate=CERTIFICATE.validate_json(plan.certificate_json) if plan.certificate_json is not None else None,
+        plan=read_plan(plan),
+        certificate=read_certificate(plan),
         problem=PROBLEM.validate_json(plan.problem_json) if plan.problem_json is not None else None,
     )
     return PlanAnswer(

@@ -17,6 +17,7 @@ import httpx
 from service.context import Context
 from service.server import Server
 from service.settings import Settings
+from service.store import Kind, Store
 
 ROOT = Path(__file__).parents[2]
 FINISHED = {"ready", "infeasible", "failed", "cancelled"}
@@ -50,6 +51,15 @@ class Running:
         return {
             str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.name.startswith(("memfit.db", "lock"))
         }
+
+
+def keep(store: Store, kind: Kind, data: bytes) -> str:
+    """Keep bytes; their digest."""
+    with store.draft(kind) as draft:
+        draft.write(data)
+        draft.finish()
+        store.keep(kind, draft.path, draft.digest)
+        return draft.digest
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.app import DataInUse, owning
+from service.place import DataInUse, owning
 from tests.service.running import FINISHED, ROOT, Running, follow, post_plan, problem, running, serving, stage_children, until
 
 pytestmark = pytest.mark.slow

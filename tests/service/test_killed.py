@@ -1,61 +1,158 @@
-"""The program is killed again and again while jobs wait and run: every job ends once, and every file is whole."""
+"""Everything is killed again and again while 200 jobs wait and run: every job ends once, and every file is whole."""
 
 import hashlib
+import json
 import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from time import monotonic, sleep
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 
-from tests.service.running import FINISHED, serving, stage_children
+from models import JobRecord, PlanRecord
+from service.database import Database
+from service.settings import Settings
+from tests.service.clustered import Clustered, clustered
+from tests.service.postgres import needs_postgres, new_database, postgres
+from tests.service.running import FINISHED
 
-BATCH_SIZES = (8, 6, 4)  # each a profile of its own
-KILLS = 2  # a job that was interrupted three times is not started again
-SECONDS = 240
+JOBS = 200
+BATCH_SIZES = (8, 7, 6, 5, 4)  # each a profile of its own
+FEASIBLE = 4  # of the jobs; the others are answered when the profile is there
+SECONDS = 900
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 120)]
 
 
-@pytest.mark.slow
+@needs_postgres
+def test_jobs_end_once_though_workers_api_and_postgres_are_killed(tmp_path: Path, model_file: Path, sample_file: Path) -> None:
+    with postgres() as server, new_database(server) as url, clustered(tmp_path, url) as service:
+
+        def restart_postgres() -> None:
+            server.kill()
+            server.start()
+
+        restarts = [service.add_api().restart, restart_postgres]
+        files = upload(service, model_file, sample_file)
+        with killing(restarts, 4.0) as kills, service.client as client:
+            plans = [ask(client, number, *files) for number in range(JOBS)]
+            restarts += [service.add_worker().restart for _ in range(3)]
+            states = wait(client, plans)
+        service.wait_for_api()
+        jobs = check(service, url, tmp_path / "data" / "shared", plans, states)
+        print(f"{jobs} jobs; killed {sum(kills.values())} times: API, Postgres and workers {dict(sorted(kills.items()))}")
+    assert jobs == JOBS
+
+
 def test_jobs_end_once_though_the_program_is_killed(tmp_path: Path, model_file: Path, sample_file: Path) -> None:
-    data, chance = tmp_path / "data", random.Random(0)
-    plans: list[str] = []
-    for kill in range(KILLS + 1):
-        with serving(data) as (process, client):
-            if not plans:
-                plans = [ask(client, model_file, sample_file, size) for size in BATCH_SIZES]
-            if kill < KILLS:
-                sleep(chance.uniform(1.0, 4.0))
-                process.kill()
-                process.wait()
-                continue
-            ended = wait(client, plans)
-            jobs = [client.get(f"/v1/jobs/{plan['job']}").json() for plan in ended]
-            listed = client.get("/v1/plans").json()["plans"]
-    assert [plan["state"] for plan in ended] == ["infeasible"] * len(plans), [plan["problem"] for plan in ended]
-    assert [job["state"] for job in jobs] == ["succeeded"] * len(plans)
+    """Here plans that are asked for when their profile is there already need no job."""
+    with clustered(tmp_path, None, MEMFIT_WORKERS="2") as service:
+        program = service.add_alone()
+        files = upload(service, model_file, sample_file)
+
+        def restart() -> None:
+            program.restart()
+            service.wait_for_api()
+
+        with killing([restart], 15.0) as kills, service.client as client:
+            plans = [ask(client, number, *files) for number in range(JOBS)]
+            states = wait(client, plans)
+        service.wait_for_api()
+        jobs = check(service, Settings(data_dir=tmp_path / "data").url, tmp_path / "data", plans, states)
+        print(f"{jobs} jobs; killed {sum(kills.values())} times")
+    assert jobs > JOBS / 2
+
+
+def check(service: Clustered, url: str, files: Path, plans: list[str], states: list[str]) -> int:
+    """Look at what is there when all plans have ended; how many jobs there were."""
+    with service.client as client:
+        listed = client.get("/v1/plans", params={"limit": 1000}).raise_for_status().json()["plans"]
+    assert Counter(states) == {"infeasible": JOBS - FEASIBLE, "ready": FEASIBLE}
     assert sorted(plan["id"] for plan in listed) == sorted(plans), "none twice, none lost"
-    assert len({plan["profile"] for plan in ended}) == len(plans)
-    kept = [path for kind in ("programs", "samples", "profiles") for path in (data / kind).glob("*/*")]
-    assert len(kept) == 2 + len(plans)
-    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.stem for path in kept), "no file is torn"
-    assert not any(stage_children(folder) for folder in (data / "work").iterdir())
+    database = Database(url)
+    with database.reading() as session:
+        jobs = session.scalars(select(JobRecord)).all()
+        records = session.scalars(select(PlanRecord)).all()
+    database.close()
+    assert sorted(job.subject_id for job in jobs) == sorted(plan.id for plan in records if plan.job_id is not None), "a plan has one job"
+    assert {job.state for job in jobs} == {"succeeded"}
+    assert sum(job.interruptions for job in jobs), "nothing was interrupted, so nothing was tested"
+    paths = [path for kind in ("programs", "samples", "profiles", "checkpoints") for path in (files / kind).glob("*/[!.]*")]
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.stem for path in paths), "no file is torn"
+    checkpoints = {plan.checkpoint_digest for plan in records if plan.state == "ready"}
+    assert checkpoints <= {path.stem for path in paths}
+    return len(jobs)
 
 
-def ask(client: httpx.Client, model: Path, sample: Path, batch_size: int) -> str:
-    parts = {
-        "model": model.read_bytes(),
-        "sample": sample.read_bytes(),
-        "request": (None, f'{{"budget": "1 KiB", "batch_size": {batch_size}}}'),
-    }
-    id: str = client.post("/v1/plans", files=parts).raise_for_status().json()["id"]  # type: ignore[arg-type]
-    return id
+@contextmanager
+def killing(restarts: list[Callable[[], None]], pause: float) -> Iterator[Counter[int]]:
+    """Within the block, one after the other is killed by chance; more seldom as time goes by, so that all ends on a busy machine too."""
+    over, kills = Event(), Counter[int]()
+
+    def kill() -> None:
+        chance, seconds = random.Random(0), pause
+        while not over.wait(chance.uniform(0.5, 1.5) * seconds):
+            chosen = chance.randrange(len(restarts))
+            restarts[chosen]()
+            kills[chosen] += 1
+            seconds *= 1.05
+
+    killer = Thread(target=kill)
+    killer.start()
+    try:
+        yield kills
+    finally:
+        over.set()
+        killer.join()
 
 
-def wait(client: httpx.Client, plans: list[str]) -> list[dict[str, object]]:
+def upload(service: Clustered, model_file: Path, sample_file: Path) -> tuple[str, str]:
+    with service.client as client:
+        model, sample = (
+            client.post(f"/v1/{kind}", content=file.read_bytes()).raise_for_status().json()["id"]
+            for kind, file in (("models", model_file), ("samples", sample_file))
+        )
+    return model, sample
+
+
+def ask(client: httpx.Client, number: int, model: str, sample: str) -> str:
+    """A plan, asked for until it is answered: as the Idempotency-Key is the same, it is made once."""
+    budget = "80%" if number % (JOBS // FEASIBLE) == 0 else 1024 + number
+    body = {"model": model, "sample": sample, "batch_size": BATCH_SIZES[number % len(BATCH_SIZES)], "budget": budget}
+    headers = {"idempotency-key": f"plan {number}"}
+    answer = persistently(lambda: client.post("/v1/plans", json=body, headers=headers), lambda answer: answer.status_code == 202)
+    return str(answer["id"])
+
+
+def wait(client: httpx.Client, plans: list[str]) -> list[str]:
+    states = dict.fromkeys(plans, "queued")
     deadline = monotonic() + SECONDS
+    while waiting := [plan for plan, state in states.items() if state not in FINISHED]:
+        for plan in waiting[:20]:
+            states[plan] = persistently(partial(client.get, f"/v1/plans/{plan}"), lambda answer: answer.status_code == 200)["state"]
+        assert monotonic() < deadline, Counter(states.values())
+        sleep(0.5)
+    return list(states.values())
+
+
+def persistently(request: Callable[[], httpx.Response], good: Callable[[httpx.Response], bool]) -> dict[str, Any]:
+    """An answer, however often it takes. What is answered meanwhile must be a problem that passes."""
+    deadline = monotonic() + 120
     while True:
-        found = [client.get(f"/v1/plans/{plan}").raise_for_status().json() for plan in plans]
-        if all(plan["state"] in FINISHED for plan in found):
-            return found
-        assert monotonic() < deadline, [plan["state"] for plan in found]
+        try:
+            answer = request()
+            if good(answer):
+                found: dict[str, Any] = answer.json()
+                return found
+            assert answer.status_code in (409, 503), answer.text
+            assert json.loads(answer.text)["type"] in ("/problems/away", "/problems/request-under-way", "/problems/not-ready")
+        except httpx.TransportError:
+            pass
+        assert monotonic() < deadline
         sleep(0.3)

@@ -6,15 +6,15 @@ from models import SampleRecord
 from service.database import Database
 from service.removal import collect
 from service.store import Store
-from tests.service.running import Running
+from tests.service.running import Running, keep
 
 
 def test_files_without_a_record_are_collected_when_they_are_old(tmp_path: Path) -> None:
     database, store = Database(f"sqlite:///{tmp_path / 'memfit.db'}"), Store(tmp_path)
     database.migrate()
     store.open()
-    kept, orphan = store.keep_bytes("samples", b"kept"), store.keep_bytes("samples", b"orphan")
-    content = store.keep_bytes("samples", b"rewritten")
+    kept, orphan = keep(store, "samples", b"kept"), keep(store, "samples", b"orphan")
+    content = keep(store, "samples", b"rewritten")
     with database.transaction() as session:
         session.add_all(
             [

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.store import StorageFull, Store, TooLarge
+from service.problems import StorageFull
+from service.store import Store, TooLarge, finished_digest
+from tests.service.running import keep
 
 
 @pytest.fixture
@@ -23,12 +25,12 @@ def files(store: Store) -> list[Path]:
 
 
 def test_the_same_bytes_twice_are_one_file(store: Store, tmp_path: Path) -> None:
-    digest = store.keep_bytes("samples", b"abc")
+    digest = keep(store, "samples", b"abc")
     assert digest == hashlib.sha256(b"abc").hexdigest()
-    assert store.keep_bytes("samples", b"abc") == digest
+    assert keep(store, "samples", b"abc") == digest
     with store.workspace() as folder:
         (folder / "file").write_bytes(b"abc")
-        assert store.keep_file("samples", folder / "file") == digest
+        store.keep("samples", folder / "file", finished_digest(folder / "file"))
     assert files(store) == [store.path("samples", digest)]
     assert store.path("samples", digest).read_bytes() == b"abc"
 
@@ -60,13 +62,13 @@ def test_a_full_disk_is_a_problem_and_leaves_nothing(code: int, store: Store, mo
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageFull) as refused:
-        store.keep_bytes("profiles", b"abc")
+        keep(store, "profiles", b"abc")
     assert refused.value.document.status == 507
     assert files(store) == []
 
 
 def test_work_of_a_server_that_died_is_thrown_away(store: Store) -> None:
-    kept = store.keep_bytes("models", b"kept")
+    kept = keep(store, "models", b"kept")
     (store.root / "work" / "half").write_bytes(b"half an upload")
     store.open()
     assert files(store) == [store.path("models", kept)]

@@ -1,0 +1,30 @@
+"""Answers that never change again, as they were sent: a finished plan takes milliseconds to write anew, and is asked for often."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+MOST_BYTES = 16 * 2**20
+
+
+class Rendered:
+    """The answers asked for last, by id, up to so many bytes."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._lock, self._most_bytes, self._bytes = Lock(), most_bytes, 0
+        self._answers: OrderedDict[str, bytes] = OrderedDict()
+
+    def get(self, id: str, render: Callable[[], bytes]) -> bytes:
+        with self._lock:
+            if (known := self._answers.get(id)) is not None:
+                self._answers.move_to_end(id)
+                return known
+        answer = render()
+        with self._lock:
+            if id not in self._answers:
+                self._answers[id] = answer
+                self._bytes += len(answer)
+            while self._bytes > self._most_bytes:
+                _, oldest = self._answers.popitem(last=False)
+                self._bytes -= len(oldest)
+        return answer
