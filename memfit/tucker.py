@@ -25,16 +25,34 @@ def as_mode(x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def gram(x_LNR: Tensor) -> Tensor:
-    """Gram matrix of the middle axis. Shape (n, n), float32 (float64 for a float64 input).
+    """Gram matrix of the middle axis. Shape (n, n), float32; float64 for a float64 input, or one whose squares leave float32's range.
 
     Works through L in pieces: workspace beyond the result is at most WORKSPACE_ELEMENTS of partial sums, or a sixteenth of the
     tensor, plus a float32 copy of one piece for half-precision inputs, whose own products would lose all small directions.
     """
+    if x_LNR.dtype != torch.float64:
+        total = _gram(x_LNR, torch.float32)
+        if _in_range(total) or not torch.linalg.vector_norm(x_LNR, float("inf")):  # or all zero
+            return total
+    return _gram(x_LNR, torch.float64)
+
+
+def _in_range(gram: Tensor) -> bool:
+    """Whether the squares were neither too large for float32 nor too small to tell."""
+    return bool(1e-30 < gram.trace() < float("inf"))
+
+
+def _gram(x_LNR: Tensor, dtype: torch.dtype) -> Tensor:
     length, size, rest = x_LNR.shape
-    dtype = torch.float64 if x_LNR.dtype == torch.float64 else torch.float32
     if rest == 1:
-        rows = x_LNR.view(length, size).to(dtype)
-        return rows.mT @ rows
+        rows = x_LNR.view(length, size)
+        if dtype == x_LNR.dtype:
+            return rows.mT @ rows
+        few, total = max(1, WORKSPACE_ELEMENTS // size), torch.zeros(size, size, dtype=dtype, device=x_LNR.device)
+        for at in range(0, length, few):
+            part = rows[at : at + few].to(dtype)
+            total.addmm_(part.mT, part)
+        return total
     total = torch.zeros(size, size, dtype=dtype, device=x_LNR.device)
     pieces = max(1, min(WORKSPACE_ELEMENTS, x_LNR.numel() // WORKSPACE_SHARE) // (size * size))
     for at in range(0, length, pieces):
@@ -70,6 +88,9 @@ def decompose_mode(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     unfolded_NM = x_LNR.transpose(0, 1).reshape(size, length * rest).to(dtype)
     gram_MM = unfolded_NM.mT @ unfolded_NM
+    if dtype == torch.float32 and not _in_range(gram_MM):
+        unfolded_NM = unfolded_NM.double()
+        gram_MM = unfolded_NM.mT @ unfolded_NM
     if not torch.isfinite(gram_MM.trace()):
         return _without_directions(size, gram_MM)
     energies, vectors = torch.linalg.eigh(gram_MM)
