@@ -46,10 +46,14 @@ class Measurement:
     step_seconds: float
 
 
-def measure(model: str, sample: Path, checkpoint: Path | None = None) -> Measurement:
-    """Measure in two fresh processes: the profiler's own records would count as growth of the process."""
-    process = _in_process("process", model, sample, checkpoint)
-    peak_bytes = allocator_peak_bytes(model, sample, checkpoint)
+def measure(model: str, sample: Path, checkpoint: Path | None = None, blocks: bool = False) -> Measurement:
+    """Measure in two fresh processes: the profiler's own records would count as growth of the process.
+
+    Args:
+        blocks: the plain step, but with `torch.utils.checkpoint` on every block.
+    """
+    process = _in_process("process", model, sample, checkpoint, blocks)
+    peak_bytes = int(_in_process("allocator", model, sample, checkpoint, blocks)["allocator_peak_bytes"])
     return Measurement(peak_bytes, int(process["process_growth_bytes"]), process["step_seconds"])
 
 
@@ -58,8 +62,9 @@ def allocator_peak_bytes(model: str, sample: Path, checkpoint: Path | None = Non
     return int(_in_process("allocator", model, sample, checkpoint)["allocator_peak_bytes"])
 
 
-def _in_process(what: str, model: str, sample: Path, checkpoint: Path | None) -> dict[str, float]:
+def _in_process(what: str, model: str, sample: Path, checkpoint: Path | None, blocks: bool = False) -> dict[str, float]:
     files = [str(sample)] if checkpoint is None else [str(sample), str(checkpoint)]
+    files += ["--blocks"] * blocks
     output = subprocess.check_output(
         [sys.executable, "-m", "bench.measure", what, model, *files], env=os.environ | {"KINETO_LOG_LEVEL": "99"}
     )
@@ -75,7 +80,7 @@ class Prepared:
     static: list[Tensor]
 
 
-def prepare(model: str, sample: Path, checkpoint: Path | None) -> Prepared:
+def prepare(model: str, sample: Path, checkpoint: Path | None, blocks: bool = False) -> Prepared:
     torch.manual_seed(models.SEED)
     tensors = load_file(sample)
     named = {name.removeprefix("inputs."): tensor for name, tensor in tensors.items() if name.startswith("inputs.")}
@@ -87,6 +92,8 @@ def prepare(model: str, sample: Path, checkpoint: Path | None) -> Prepared:
         step: Callable[[], object] = lambda: planned(inputs, targets)  # noqa: E731
     else:
         net = frozen_batch_norm(models.build(model))
+        if blocks:
+            models.checkpoint_blocks(net, models.CASES[model].block)
         step = plain_step(net, models.CASES[model].loss, inputs, targets)
     return Prepared(step, [*net.parameters(), *net.buffers(), *tensors.values()])
 
@@ -153,8 +160,9 @@ if __name__ == "__main__":
     arguments.add_argument("model", choices=models.CASES)
     arguments.add_argument("sample", type=Path)
     arguments.add_argument("checkpoint", type=Path, nargs="?")
+    arguments.add_argument("--blocks", action="store_true", help="torch.utils.checkpoint on every block")
     given = arguments.parse_args()
-    prepared = prepare(given.model, given.sample, given.checkpoint)
+    prepared = prepare(given.model, given.sample, given.checkpoint, given.blocks)
     if given.what == "process":
         print(json.dumps(process_growth(prepared.step)))
     else:

@@ -6,12 +6,14 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -140,25 +142,31 @@ class Case:
         sample: one batch of the given size, named as in a sample file.
         batch: samples a step.
         loss: as a plan request names it.
+        block: class of its blocks.
     """
 
     build: Callable[[], nn.Module]
     sample: Callable[[int], dict[str, Tensor]]
+    block: str
     batch: int = 8
     loss: str = "cross_entropy"
 
 
 CASES = {
-    "mobilenet_v2": Case(lambda: ImageClassifier(MobileNetV2ForImageClassification(MOBILENET_V2)), images),
-    "resnet_18": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_18)), images),
-    "vit_tiny": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_TINY)), images),
-    "vit_b": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_B)), images),
-    "resnet_50": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_50)), images),
-    "unet": Case(UNet, scenes),
+    "mobilenet_v2": Case(lambda: ImageClassifier(MobileNetV2ForImageClassification(MOBILENET_V2)), images, "MobileNetV2InvertedResidual"),
+    "resnet_18": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_18)), images, "ResNetBasicLayer"),
+    "vit_tiny": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_TINY)), images, "ViTLayer"),
+    "vit_b": Case(lambda: ImageClassifier(ViTForImageClassification(VIT_B)), images, "ViTLayer"),
+    "resnet_50": Case(lambda: ImageClassifier(ResNetForImageClassification(RESNET_50)), images, "ResNetBottleNeckLayer"),
+    "unet": Case(UNet, scenes, "Sequential"),
     "gpt": Case(
-        lambda: LanguageModel(GPT2LMHeadModel(GPT)), lambda batch: {"inputs.input_ids": tokens(batch)}, batch=16, loss="output:loss"
+        lambda: LanguageModel(GPT2LMHeadModel(GPT)),
+        lambda batch: {"inputs.input_ids": tokens(batch)},
+        "GPT2Block",
+        batch=16,
+        loss="output:loss",
     ),
-    "bert_4": Case(lambda: TextClassifier(BertForSequenceClassification(BERT)), texts, batch=16, loss="output:loss"),
+    "bert_4": Case(lambda: TextClassifier(BertForSequenceClassification(BERT)), texts, "BertLayer", batch=16, loss="output:loss"),
 }
 
 
@@ -176,6 +184,13 @@ def build(name: str) -> nn.Module:
         for norm in norms:
             norm.momentum = 0.1
     return model
+
+
+def checkpoint_blocks(net: nn.Module, block: str) -> None:
+    """Let every block of that class work its activations out again in backward, as `torch.utils.checkpoint` does."""
+    for module in net.modules():
+        if type(module).__name__ == block:
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def sample(name: str, batch: int | None = None) -> dict[str, Tensor]:

@@ -1,11 +1,10 @@
 """How well peaks are predicted: `python -m bench.prediction` plans cells of models, batch sizes, optimizers and budgets, measures the
-first plan of each in a process of its own, and writes docs/prediction.md.
+first plan of each in a process of its own, and writes docs/prediction.md. `--models` does some, and leaves the rows of the others.
 
 Where a first plan is over its budget, it goes through verification, and the peak of what that returns stands beside it.
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -39,7 +38,9 @@ BATCHES = {
 }
 OPTIMIZERS = {"sgd": Optimizer(), "momentum": Optimizer("sgd", 0.9), "adam": Optimizer("adam")}
 BUDGETS = {"sgd": ("60%", "30%"), "momentum": ("80%", "40%"), "adam": ("70%", "50%")}
+OVER = "**over**"
 HEADINGS = ("model", "batch", "optimizer", "budget", "schedule", "fidelity", "predicted", "measured", "error", "verified")
+ERROR = HEADINGS.index("error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Cell:
             mebibytes(self.plan.predicted_peak_bytes),
             mebibytes(self.measured_bytes),
             f"{100 * self.error:+.2f} %",
-            mebibytes(self.verified_bytes) if self.verified_bytes else "the first",
+            OVER if not self.holds else mebibytes(self.verified_bytes) if self.verified_bytes else "the first",
         ]
 
 
@@ -104,39 +105,53 @@ def cell(name: str, batch: int, optimizer: str, budget: str, profile: Profile, f
         with stages(folder / "log") as running:
             try:
                 verified = pipeline.prove(running, model, sample, profile, request, Printing(name)).certificate.measured_peak_bytes
-            except (InfeasibleBudget, UnverifiedPlan):
+            except InfeasibleBudget:
                 return None
+            except UnverifiedPlan:
+                pass  # it stays over
     return Cell(name, batch, optimizer, plan, measured, verified if verified != measured else None)
 
 
-def write(cells: list[Cell], command: str) -> None:
-    errors = [abs(each.error) for each in cells]
-    summary = (
-        f"{len(cells)} cells: median absolute error {100 * median(errors):.2f} %, worst {100 * max(errors):.2f} %; "
-        f"{sum(not each.holds for each in cells)} over the budget after verification."
-    )
-    lines = [HEADINGS, ["---", "--:", "---", "--:", "---", *["--:"] * 5], *(each.row() for each in cells)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def write(rows: dict[str, list[list[str]]]) -> None:
+    """Put rows of some models into the table; those of others stay."""
     before, _, rest = RESULTS.read_text().partition(BEGIN)
-    RESULTS.write_text(f"{before}{BEGIN}\n\nMade by `{command}` on {host()}.\n\n{summary}\n\n{table}\n\n{END}{rest.partition(END)[2]}")
+    old, _, after = rest.partition(END)
+    known: dict[str, list[list[str]]] = {}
+    for line in old.splitlines():
+        row = line.strip()[2:-2].split(" | ")
+        if row[0] in BATCHES:
+            known.setdefault(row[0], []).append(row)
+    known |= rows
+    every = [row for name in BATCHES for row in known.get(name, [])]
+    planned = [row for row in every if row[ERROR]]
+    errors = [abs(float(row[ERROR].removesuffix(" %"))) for row in planned]
+    summary = (
+        f"{len(planned)} cells with a plan, {len(every) - len(planned)} without: median absolute error {median(errors):.2f} %, "
+        f"worst {max(errors):.2f} %; {sum(row[-1] == OVER for row in planned)} over the budget after verification."
+    )
+    lines = [HEADINGS, ["---", "--:", "---", "--:", "---", *["--:"] * 5], *every]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    RESULTS.write_text(f"{before}{BEGIN}\n\nMade by `python -m bench.prediction` on {host()}.\n\n{summary}\n\n{table}\n\n{END}{after}")
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", nargs="+", choices=BATCHES, default=list(BATCHES))
     given = arguments.parse_args()
-    cells: list[Cell] = []
+    holds = True
     with tempfile.TemporaryDirectory() as temporary:
         for name in given.models:
+            rows = []
             for batch in BATCHES[name]:
                 profile = profile_of(name, batch, Path(temporary))
                 for optimizer, budgets in BUDGETS.items():
                     for budget in budgets:
                         made = cell(name, batch, optimizer, budget, profile, Path(temporary))
-                        print("  ".join(made.row()) if made else f"{name} {batch} {optimizer} {budget}: infeasible", flush=True)
-                        cells += [made] if made else []
-                write(cells, f"python -m bench.prediction {shlex.join(sys.argv[1:])}".strip())
-    return 0 if all(each.holds for each in cells) else 1
+                        rows.append(made.row() if made else [name, str(batch), optimizer, budget, "no plan fits", *[""] * 5])
+                        holds = holds and (made is None or made.holds)
+                        print("  ".join(rows[-1]), flush=True)
+            write({name: rows})
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

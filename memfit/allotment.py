@@ -8,7 +8,6 @@ and the bytes, and need not be stored.
 Sources: reverse water-filling, Cover & Thomas, section 10.3; allotment for given quantisers, Shoham & Gersho 1988.
 """
 
-from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import ceil, log2
@@ -62,21 +61,24 @@ def allot(counts: tuple[int, ...], blocks: int, sample_bytes: int) -> tuple[int,
     """
     below = [0, *accumulate(counts)]
     cheap, dear = -100.0, 4.0  # log2 of the price; at the dear end nothing gets a bit
+    at_cheap, at_dear = _first_codes(cheap), _first_codes(dear)
     for _ in range(32):
+        if at_cheap == at_dear:  # and so for all prices between
+            break
         price = (cheap + dear) / 2
-        if _packed_bytes(_first_codes(price), below, blocks) > sample_bytes:
-            cheap = price
+        first = _first_codes(price)
+        if _packed_bytes(first, below, blocks) > sample_bytes:
+            cheap, at_cheap = price, first
         else:
-            dear = price
-    first = _first_codes(dear)
-    widths = [0, *QUANTISERS]
-    return tuple(widths[bisect_right(first, code)] for code in range(CODES))
+            dear, at_dear = price, first
+    ends = [*at_dear, CODES]
+    return (0,) * ends[0] + tuple(w for width, start, end in zip(QUANTISERS, ends, ends[1:], strict=False) for w in [width] * (end - start))
 
 
 def lost_share(counts: tuple[int, ...], widths: tuple[int, ...]) -> float:
     """The share of all energy that these widths lose."""
-    energies = [count * 2.0 ** ((code - (CODES - 1)) * 2 / OCTAVE) for code, count in enumerate(counts)]
-    lost = sum(energy * (QUANTISERS[width][1] if width else 1.0) for energy, width in zip(energies, widths, strict=True))
+    energies = [count * energy for count, energy in zip(counts, _ENERGIES, strict=True)]
+    lost = sum(energy * (QUANTISERS[width][1] if width else 1.0) for energy, width in zip(energies, widths, strict=True) if energy)
     return lost / sum(energies) if any(counts) else 0.0
 
 
@@ -103,3 +105,4 @@ def _gains() -> list[float]:
 
 
 _GAINS = _gains()
+_ENERGIES = [2.0 ** ((code - (CODES - 1)) * 2 / OCTAVE) for code in range(CODES)]  # of a position of each code

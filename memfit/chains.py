@@ -4,6 +4,7 @@ A chain is the run of operations from its sources to the activation, as the prog
 a batch apart, so a backward works out a few samples at a time and the whole activation never exists twice.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,7 +17,11 @@ from memfit.operators.held import HeldTensor
 aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-PRODUCTS = (*CONVOLUTIONS, aten.linear.default)
+PRODUCTS = (*CONVOLUTIONS, aten.linear.default, aten.addmm.default)
+VIEWS = (
+    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.transpose.int, aten.permute.default),
+    *(aten.split.Tensor, operator.getitem),
+)
 REPEATABLE = frozenset(
     (
         *PRODUCTS,
@@ -27,8 +32,14 @@ REPEATABLE = frozenset(
         *(aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default, aten.batch_norm.default),
         *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.add_.Tensor, aten.mul_.Tensor),
         *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.cat.default),
+        *(*VIEWS, aten.contiguous.default, aten.scaled_dot_product_attention.default),
     )
 )
+
+
+def is_batch_size(node: Node) -> bool:
+    """Whether a node tells how many samples there are, of a model input."""
+    return bool(node.target is aten.sym_size.int and node.args[1] == 0 and node.all_input_nodes[0].op == "placeholder")
 
 
 def repeatable(node: Node) -> bool:
@@ -49,7 +60,7 @@ def steps(value: Node, sources: Iterable[Node]) -> list[Node]:
     waiting = [value]
     while waiting:
         node = waiting.pop()
-        if node in found or node in ends or node.op == "get_attr":
+        if node in found or node in ends or node.op == "get_attr" or is_batch_size(node):
             continue
         if not repeatable(node):
             raise ValueError(f"{node.name} cannot be worked out again")
@@ -94,6 +105,9 @@ def chain_of(value: Node, sources: Sequence[Node]) -> tuple[Chain, list[Node]]:
     parameters = list(dict.fromkeys(node for each in nodes for node in each.all_input_nodes if node.op == "get_attr"))
     graph = Graph()
     copies: dict[Node, Node] = {node: graph.placeholder(node.name) for node in (*sources, *parameters)}
+    sizes = {source for node in nodes for source in node.all_input_nodes if is_batch_size(source)}
+    if sizes:  # those of the samples that are worked out
+        copies |= dict.fromkeys(sizes, graph.call_function(aten.sym_size.int, (copies[sources[0]], 0)))
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[value])

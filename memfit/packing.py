@@ -4,7 +4,7 @@ A number of b bits is cut into planes of 8, 4, 2 and 1 bits (6 = 4 + 2). Within 
 16, 32 or 64 bits, each of which becomes one byte.
 """
 
-from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of so many bytes
 
 def packed_row_bytes(count: int, bits: int) -> int:
     """Bytes that a row of `count` numbers of `bits` bits takes: each plane filled up to whole bytes."""
+    if count % 8 == 0:
+        return count // 8 * bits
     return sum(-(-count * width // 8) for width, _ in _planes(bits))
 
 
@@ -80,13 +82,15 @@ def _apart(packed: Tensor, width: int) -> Tensor:
     return (spread & mask).view(torch.uint8).view(packed.shape[0], -1)
 
 
-def _planes(bits: int) -> Iterator[tuple[int, int]]:
+@cache
+def _planes(bits: int) -> tuple[tuple[int, int], ...]:
     """Widths of the planes of a number, and the place of their lowest bit; from the lowest."""
-    shift = 0
+    planes, shift = [], 0
     while bits - shift >= 8:
-        yield 8, shift
+        planes.append((8, shift))
         shift += 8
     for width in (4, 2, 1):
         if (bits - shift) & width and bits - shift < 2 * width:
-            yield width, shift
+            planes.append((width, shift))
             shift += width
+    return tuple(planes)

@@ -91,9 +91,9 @@ class Attention(nn.Module):
         super().__init__()
         self.probability, self.is_causal, self.scale, self.enable_gqa = probability, is_causal, scale, enable_gqa
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, mask, self.probability * self.training, self.is_causal, scale=self.scale, enable_gqa=self.enable_gqa
+            query, key, value, attn_mask, self.probability * self.training, self.is_causal, scale=self.scale, enable_gqa=self.enable_gqa
         )
 
 

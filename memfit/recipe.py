@@ -27,7 +27,8 @@ class Recipe:
     Attributes:
         graph: fingerprint of the graph that the names refer to.
         trained: names of the parameters that train; all others are frozen.
-        masks: operations that hold one bit an element instead of what they hold by themselves.
+        masks: operations that hold less of their own than by themselves: one bit an element; a byte a window; or nothing but
+            their inputs, from which they are worked out again.
         forms: activations held compressed. An operation in no form holds its input whole, if its weight trains.
         optimizer: name (`sgd`, `adam`, `adamw`) and settings, of the planned step.
         micro_batch: samples that go through the model at a time; None: a batch is never divided.

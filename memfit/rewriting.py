@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from memfit.chains import HoldSources, chain_of
 from memfit.forms import form_from_settings
+from memfit.operators.again import REPEATED, Again
 from memfit.operators.conv import convolution
 from memfit.operators.held import Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
-from memfit.operators.pooling import average_pool, max_pool
+from memfit.operators.pooling import adaptive_average_pool, average_pool, max_pool
 from memfit.program import arguments, fingerprint, per_axis
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
@@ -47,6 +49,26 @@ def holds_its_input(module: GraphModule, node: Node) -> bool:
     return node.target is aten.linear.default or _is_frozen_batch_norm(node)
 
 
+def repeated_inputs(node: Node) -> tuple[Node, ...]:
+    """The activations that an operation would hold if it works itself out again for its gradient; () for one that cannot."""
+    if node.op != "call_function" or node.target not in REPEATED:
+        return ()
+    values = arguments(node)
+    inputs = tuple(values[name] for name in REPEATED[node.target])
+    others = [value for name, value in values.items() if name not in REPEATED[node.target]]
+    computed = ("call_function", "call_module", "placeholder")
+    if not all(isinstance(x, Node) and x.op in computed and isinstance(x.meta.get("val"), Tensor) for x in inputs):
+        return ()
+    if any(isinstance(value, Node) and not isinstance(value.meta.get("val"), Tensor) for value in pytree.tree_leaves(others)):
+        return ()  # sizes that depend on the batch
+    axes = inputs[0].meta["val"].dim()
+    if node.target is aten.softmax.int and values["dim"] % axes == 0:
+        return ()
+    if "normalized_shape" in values and len(values["normalized_shape"]) >= axes:
+        return ()
+    return () if node.target is aten.scaled_dot_product_attention.default and axes < 3 else inputs
+
+
 def may_hold_bits(module: GraphModule, node: Node) -> bool:
     """Whether the operation can do with one bit an element, or max pooling with a byte a window."""
     if node.target in LEAKY_RELUS:
@@ -66,17 +88,22 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         raise ValueError("the plan was made for another program than this one: load the checkpoint that memfit wrote, unchanged")
     nodes = {node.name: node for node in module.graph.nodes}
     masks = set(recipe.masks)
-    held_by: dict[str, Node] = {}
+    held_by: dict[str, dict[str, Node]] = {}  # for each holder, by the value that is held
     holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
     for form_plan, hold, tensors in holds:
         first = next(node for node in module.graph.nodes if node.name in form_plan.holders)
         with module.graph.inserting_before(first):
             module.add_module(f"{HELD}{form_plan.value}_{first.name}", hold)
             held = module.graph.call_module(f"{HELD}{form_plan.value}_{first.name}", tensors)
-        held_by |= dict.fromkeys(form_plan.holders, held)
+        for holder in form_plan.holders:
+            held_by.setdefault(holder, {})[form_plan.value] = held
     for node in list(nodes.values()):
+        forms = held_by.get(node.name, {})
         if holds_its_input(module, node):
-            _use_own(node, held_by.pop(node.name, None))
+            _use_own(node, forms.pop(node.all_input_nodes[0].name, None))
+        elif repeated_inputs(node) and (forms or node.name in masks):
+            _use_again(module, node, forms)
+            masks.discard(node.name)
         elif _is_pooling_of_batches(node):
             _use_pooling(node, small=node.name in masks)
             masks.discard(node.name)
@@ -85,8 +112,9 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
                 raise ValueError(f"the plan holds bits for {node.name}, which needs more")
             masks.remove(node.name)
             _use_mask(module, node)
-    if held_by or masks:
-        raise ValueError(f"the plan names {', '.join([*held_by, *masks])}, which cannot be held as it says")
+    unknown = [f"{value} for {holder}" for holder, held in held_by.items() for value in held]
+    if unknown or masks:
+        raise ValueError(f"the plan names {', '.join([*unknown, *masks])}, which cannot be held as it says")
     trained = set(recipe.trained)
     for name, parameter in module.named_parameters():  # a tied one under its first name
         parameter.requires_grad_(name in trained and parameter.is_floating_point())
@@ -121,8 +149,19 @@ def _use_own(node: Node, held: Node | None) -> None:
         _call(node, frozen_batch_norm, (*tensors, values["eps"], held))
 
 
+def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
+    values, inputs = arguments(node), repeated_inputs(node)
+    samples = REPEATED[node.target]
+    others = [name for name, value in values.items() if name not in samples and isinstance(value, Node)]
+    constants = {name: value for name, value in values.items() if name not in samples and name not in others}
+    name = f"memfit_{node.name}"
+    module.add_module(name, Again(node.target, (*samples, *others), len(samples), constants))
+    node.op, node.target = "call_module", name
+    node.args, node.kwargs = (*inputs, *(values[each] for each in others), *(held.pop(x.name, None) for x in inputs)), {}
+
+
 def _is_pooling_of_batches(node: Node) -> bool:
-    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
+    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default):
         return False
     x = node.args[0]
     value = x.meta.get("val") if isinstance(x, Node) else None
@@ -145,6 +184,9 @@ def _use_pooling(node: Node, small: bool) -> None:
     values = arguments(node)
     if node.target is aten.max_pool2d.default:
         _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"]), small))
+        return
+    if node.target is aten.adaptive_avg_pool2d.default:
+        _call(node, adaptive_average_pool, (values["self"], per_axis(values["output_size"], 2)))
         return
     names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
     _call(node, average_pool, (values["self"], *(values[name] for name in names)))

@@ -67,17 +67,38 @@ class BlockTransform:
         values = values.reshape(samples, kept, self.frequencies * blocks)
         if basis_RF is not None:
             values = multiply_mode(values, basis_RF.mT)
-            beyond_F = mean_F - basis_RF.mT @ (basis_RF @ mean_F)  # what of the mean lies outside the directions kept
-            values.add_(beyond_F[:, None])
+            values.add_(self._beyond(mean_F, basis_RF))
         x = torch.empty(samples, *shape[1:], dtype=dtype, device=values.device)
         split = self._split(x)
         split.copy_(values.view(split.shape))
         return x
 
+    def directions(self, x: Tensor, basis_RF: Tensor | None) -> Tensor:
+        """Samples as maps of directions, before the cosine transform. Shape (samples, R, places), contiguous; `x` itself if it can be."""
+        values = x.movedim(self.feature, 1).flatten(2) if x.dim() > 2 else x[:, :, None]
+        if basis_RF is None:
+            return values.contiguous()
+        if self.feature == 1:
+            return multiply_mode(values.contiguous(), basis_RF)
+        return torch.bmm(basis_RF.expand(len(values), *basis_RF.shape), values)
+
+    def features(self, values: Tensor, shape: tuple[int, ...], mean_F: Tensor, basis_RF: Tensor | None) -> Tensor:
+        """Samples from maps of directions, mean included. Contiguous."""
+        samples = values.shape[0]
+        if basis_RF is not None:
+            beyond = self._beyond(mean_F, basis_RF).expand(samples, mean_F.shape[0], values.shape[2])
+            values = torch.baddbmm(beyond, basis_RF.mT.expand(samples, *basis_RF.mT.shape), values)
+        grid = [size for axis, size in enumerate(shape) if axis not in (0, self.feature)]
+        return values.view(samples, -1, *grid).movedim(1, self.feature).contiguous()
+
     def _constant(self, mean_F: Tensor, basis_RF: Tensor | None) -> Tensor:
         """The constant coefficients of a sample that is the mean everywhere. Shape (R, 1)."""
         means: Tensor = mean_F if basis_RF is None else basis_RF @ mean_F
         return means[:, None] * sqrt(self.frequencies)
+
+    def _beyond(self, mean_F: Tensor, basis_RF: Tensor) -> Tensor:
+        """What of the mean lies outside the directions kept. Shape (F, 1)."""
+        return (mean_F - basis_RF.mT @ (basis_RF @ mean_F))[:, None]
 
     def _split(self, x: Tensor) -> Tensor:
         """A view (samples, features, places in a block ..., blocks ...)."""

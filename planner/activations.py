@@ -1,5 +1,6 @@
 """Every activation of a step with its holders, and the options that the menu has for it."""
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
@@ -9,20 +10,24 @@ from memfit.operators.pooling import RANGE_WINDOWS
 from memfit.rewriting import MASKABLE
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
+from planner.menu import unbeaten
 from planner.plan import INDEX, MASK
 from planner.profile import Activation, Form, Holder, Option
 from planner.spectra import Spectra
 from planner.structure import Structure, bits_held
 from planner.techniques import candidate, mask_bytes, mask_seconds, settings_of
+from planner.travelling import Travelled
 
 
-def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str, Spectra], energies: Energies) -> tuple[Activation, ...]:
+def activations_of(
+    graph: TrainingGraph, structure: Structure, spectra: dict[str, Spectra], energies: Energies, travelled: Travelled
+) -> tuple[Activation, ...]:
     """The activations of a step. What operations keep of their own and could hold in bits becomes an activation too, and is taken
     out of the structure's `internal_bytes`.
 
     Args:
         structure: of the whole batch or of a part of it: bytes are for its shapes.
-        energies: what each option loses, of the whole batch.
+        energies, travelled: what each option loses, of the whole batch.
     """
     nodes = {node.name: node for node in graph.operations}
     index = {name: i for i, name in enumerate(structure.names)}
@@ -51,6 +56,8 @@ def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str
                 and structure.storage_of.get(bits_held(node)) == at
             ):
                 forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
+            if node is not None and node.name in graph.repeated:
+                forms += _repeated_forms(graph.repeated[node.name], node.name, n, at, structure, travelled)
         activations.append(
             Activation(
                 storage.name,
@@ -65,18 +72,41 @@ def activations_of(graph: TrainingGraph, structure: Structure, spectra: dict[str
             )
         )
     # What an operation keeps of its own making and could hold in less: dropout's choices, the input a rectifier overwrites, the indices
-    # of max pooling.
+    # of max pooling; and what it could work out again.
     for node in graph.operations:
         i = index[node.name]
-        if graph.may_hold_bits(node) and structure.internal_bytes[i]:
+        again = holds_inputs(graph, structure, node.name)
+        if (graph.may_hold_bits(node) or again) and structure.internal_bytes[i]:
             storage = structure.storages[structure.storage_of[node.name]]
             pooled = node.target is torch.ops.aten.max_pool2d.default
-            option = index_option(storage.shape) if pooled else mask_option(prod(storage.shape))
-            form = Form(node.name, (0,), (option,))
+            options = () if again else (index_option(storage.shape) if pooled else mask_option(prod(storage.shape)),)
+            form = Form(node.name, (0,), options)
             kept = structure.internal_bytes[i]
             activations.append(Activation(f"{node.name}:kept", i, storage.shape, "bool", kept, i, i, (Holder(i, "gradient"),), (form,)))
             structure.internal_bytes[i] = 0
     return tuple(activations)
+
+
+def _repeated_forms(
+    inputs: tuple[Node, ...], operation: str, n: int, at: int, structure: Structure, travelled: Travelled
+) -> Iterator[Form]:
+    """Of an operation that may work itself out again and keeps a storage: its input, for which there are options; or its own
+    output, which it then does without (the options come with the other recomputations).
+    """
+    for x in inputs:
+        if x.op != "placeholder" and structure.storage_of.get(x.name) == at:
+            options = _options(travelled.get((x.name, operation), []), 1, structure.shape_of[x.name], structure.itemsize(x.name))
+            yield Form(x.name, (n,), options)
+    if structure.storage_of.get(operation) == at and operation not in {x.name for x in inputs}:
+        yield Form(operation, (n,), ())
+
+
+def holds_inputs(graph: TrainingGraph, structure: Structure, operation: str) -> bool:
+    """Whether an operation may work itself out again from what it keeps anyway: all its inputs."""
+    inputs = graph.repeated.get(operation, ())
+    at = structure.names.index(operation) if inputs else -1
+    storages = [structure.storages[structure.storage_of[x.name]] for x in inputs if x.name in structure.storage_of]
+    return bool(inputs) and len(storages) == len(inputs) and all(at in storage.holders for storage in storages)
 
 
 def _holder(graph: TrainingGraph, node: Node | None, operation: int) -> Holder:
@@ -85,20 +115,20 @@ def _holder(graph: TrainingGraph, node: Node | None, operation: int) -> Holder:
 
 
 def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], itemsize: int) -> tuple[Option, ...]:
-    """The measured candidates for a value of that shape, without those that another beats in bytes and in lost energy."""
-    options: list[Option] = []
-    best = float("inf")
-    for each in measured:  # in order of bytes
+    """The measured candidates for a value of that shape, without those that another of the same technique beats.
+
+    Beaten by another technique they stay: a request may allow theirs alone (`planner.menu`).
+    """
+    options = []
+    for each in measured:
+        form = each.candidate.form
+        cost = candidate(form, shape, itemsize)
         lost = {name: energy / batches for name, energy in each.lost_energy.items()}
-        total = sum(lost.values())
-        if total < best:
-            best = total
-            form = each.candidate.form
-            cost = candidate(form, shape, itemsize)
-            bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
-            shipped = cost.shipped_bytes
-            options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=shipped))
-    return tuple(options)
+        bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
+        options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=cost.shipped_bytes))
+    techniques = dict.fromkeys(option.technique for option in options)
+    kept = {id(o) for technique in techniques for o in unbeaten([option for option in options if option.technique == technique])}
+    return tuple(option for option in options if id(option) in kept)
 
 
 def index_option(shape: tuple[int, ...]) -> Option:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from memfit.program import BatchNormMode, fingerprint, training_module
+from memfit.operators.pointwise import MaskedDropout
+from memfit.program import Attention, BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
-from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, rewrite
+from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
 from planner.errors import BadModel, UnsupportedOperation
 from planner.record import compress_range, forward_range, sliced_range
 from planner.sample import ModelInput
@@ -80,14 +81,37 @@ class TrainingGraph:
     def may_hold_bits(self, operation: Node) -> bool:
         return may_hold_bits(self.module, operation)
 
+    @cached_property
+    def repeated(self) -> dict[str, tuple[Node, ...]]:
+        """For each operation that may work itself out again for its gradient, the activations it does that from."""
+        return {node.name: inputs for node in self.operations if (inputs := repeated_inputs(node))}
+
     def rewritten(self, recipe: Recipe) -> GraphModule:
         """A module of its own, rewritten as a recipe says; it shares the parameters."""
         return rewrite(training_module(self.program, self.batch_norm), recipe)
+
+    @cached_property
+    def exact(self) -> GraphModule:
+        """The module rewritten so that all trains and all is kept whole. Its gradients are its user's to let go."""
+        return self.rewritten(self.exact_recipe("mse"))  # whatever the loss
+
+    @cached_property
+    def exact_without_dropout(self) -> GraphModule:
+        """The same with dropout off."""
+        return without_dropout(self.rewritten(self.exact_recipe("mse")))
 
     def exact_recipe(self, loss: str) -> Recipe:
         """All trains, all is kept whole: memfit's own operations holding what torch's would, and no more."""
         names = tuple(name for name, _ in self.module.named_parameters())
         return Recipe(self.fingerprint, self.batch_norm, loss, {"name": "sgd"}, names, (), ())
+
+
+def without_dropout(module: GraphModule) -> GraphModule:
+    """Switch the module's dropout off and leave all else in training."""
+    for child in module.modules():
+        if isinstance(child, (nn.modules.dropout._DropoutNd, MaskedDropout, Attention)):
+            child.eval()
+    return module
 
 
 def capture(program: torch.export.ExportedProgram, batch_norm: BatchNormMode = "frozen") -> TrainingGraph:

@@ -13,7 +13,8 @@ from memfit.transform import BlockTransform
 LARGEST_BASIS = 1024  # features; more would cost more time to learn and apply than it saves
 FREQUENCIES = 64  # most of them in a block: the cosine transform costs as many products an element
 FEWEST_BLOCKS = 16  # in a sample, unless it is one block: matrix products with fewer columns are slow, and their tables large
-NEARLY = 1.05  # of the least energy lost, 2.5 % of the gradient error, is given for a faster transform
+NEARLY = 1.25  # of the least energy lost is given for a faster transform, at most, where that saves
+PRODUCTS = 600  # an element, which count as much as all that energy once more
 SHARES_OF_DIRECTIONS = (1.0, 0.6, 0.35, 0.2, 0.1)
 
 
@@ -59,10 +60,10 @@ class Coding:
                 variant.energies = energies_BP.sum(0) if variant.energies is None else variant.energies.add_(energies_BP.sum(0))
 
     def form(self, held_bytes: int) -> Coded | None:
-        """The form of at most these bytes, shipped tensors included, that works fastest of those predicted to lose nearly the least."""
+        """The form of at most these bytes, shipped tensors included, that is predicted to lose nearly the least, in little time."""
         forms = [each for variant in self.variants for each in self._of(variant, held_bytes)]
         least = min((lost for _, lost in forms), default=0.0)
-        good = [(form.products, lost, form) for form, lost in forms if lost <= NEARLY * least]
+        good = [(lost * (1 + form.products / PRODUCTS), form.products, form) for form, lost in forms if lost <= NEARLY * least]
         return min(good, key=lambda each: each[:2])[2] if good else None
 
     def _learn(self, x: Tensor) -> None:

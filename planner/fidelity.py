@@ -1,8 +1,11 @@
 """Gradient energy, and what each form loses of it, on real batches.
 
-A form's loss is measured: the weight gradient is worked out from the restored activation and the exact output gradient, and
-compared with the exact one. No other gradient is touched by a form, so losses of different forms add up; for a tied weight,
-whose errors meet in one gradient, an upper limit stands in their place.
+A form's loss is measured: the weight gradient is linear in the input, so what it loses is the weight gradient of what the
+restored activation is off, with the exact output gradient. Of a layer with many outputs, its energy is estimated from a few random
+combinations of them, which is right on average. No other gradient is touched by a form, so losses of different forms add up; for
+a tied weight, whose errors meet in one gradient, an upper limit stands in their place.
+
+Source: random signs for norms, Achlioptas 2003.
 """
 
 from collections import Counter
@@ -12,14 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch import Tensor
+from torch.fx import Node
 
 from memfit.forms import Held
 from memfit.losses import loss_of
 from memfit.operators import conv, linear, norm
-from memfit.operators.pointwise import MaskedDropout
-from memfit.program import Attention
 from memfit.tucker import Decompose, decompose_mode
 from planner.capture import NamedRun, TrainingGraph
 from planner.errors import BadSample
@@ -28,6 +29,8 @@ from planner.sample import Batch
 from planner.spectra import Spectra
 from planner.structure import LOSS, bounds_of
 from planner.techniques import Candidate
+
+COMBINATIONS = 16  # of a layer's outputs; a layer with fewer than four times as many is measured whole
 
 
 @dataclass(slots=True)
@@ -63,14 +66,6 @@ def holders_of_values(graph: TrainingGraph) -> dict[str, list[str]]:
     return holders
 
 
-def without_dropout(module: GraphModule) -> GraphModule:
-    """Switch the module's dropout off and leave all else in training."""
-    for child in module.modules():
-        if isinstance(child, (nn.modules.dropout._DropoutNd, MaskedDropout, Attention)):
-            child.eval()
-    return module
-
-
 def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell: Callable[[float], None]) -> dict[str, Spectra]:
     """Mean spectra of every value that may be held in a form."""
     spectra: dict[str, Spectra] = {}
@@ -85,7 +80,7 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
             done += 1
             tell(done / total)
 
-    run = NamedRun(without_dropout(graph.rewritten(graph.exact_recipe(loss))), observe)
+    run = NamedRun(graph.exact_without_dropout, observe)
     with torch.no_grad():
         for batch in batches:
             run.run(*batch.inputs)
@@ -114,7 +109,7 @@ def measure_energies(
     uses = Counter(weights.values())
     first = {each[0] for each in holders_of_values(graph).values()}
     held: dict[str, list[Held]] = {}
-    module = without_dropout(graph.rewritten(graph.exact_recipe(loss)))
+    module = graph.exact_without_dropout
 
     def observe(node: Node, args: tuple[Any, ...], result: Any) -> None:
         if node.name not in holders or not isinstance(result, Tensor) or not result.requires_grad:
@@ -125,9 +120,7 @@ def measure_energies(
         def compare(grad: Tensor) -> None:
             nonlocal done
             with torch.no_grad():
-                _compare(
-                    energies.candidates[value], held.setdefault(value, []), weight, uses[weight], x, _weight_gradient(node, args, grad)
-                )
+                _compare(energies.candidates[value], held.setdefault(value, []), weight, uses[weight], x, _gradient_of(node, args, grad))
             if node.name in first:
                 del held[value]
             done += 1
@@ -159,7 +152,6 @@ def measure_energies(
 def _compare(
     measured: list[Measured], held: list[Held], weight: str, uses: int, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
 ) -> None:
-    exact = weight_gradient(x)
     decompose = _remembering(x)
     for number, each in enumerate(measured):
         started = perf_counter()
@@ -167,7 +159,7 @@ def _compare(
             held.append(each.candidate.form.compress(x, decompose))
         restored = each.candidate.form.restore(held[number], x.shape, 0, x.shape[0])
         each.seconds = perf_counter() - started
-        lost = float((exact - weight_gradient(restored)).double().square().sum())
+        lost = float(weight_gradient(restored.sub_(x)).double().square_().sum())
         # The errors of a weight used several times may point the same way: ‖Σ eᵢ‖² ≤ uses · Σ ‖eᵢ‖².
         each.lost_energy[weight] = each.lost_energy.get(weight, 0.0) + uses * lost
 
@@ -186,10 +178,24 @@ def _remembering(x: Tensor) -> Decompose:
     return decompose
 
 
-def _weight_gradient(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[Tensor], Tensor]:
-    """The gradient of an operation's weight as a function of its input."""
+def _gradient_of(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of an operation's weight as a function of its input; of many outputs, that of random combinations of them,
+    whose energy is on average the same.
+    """
     if node.target is conv.convolution:
-        return lambda x: conv.weight_gradient(grad, x, args[1].shape, args[3])
+        outputs, settings = args[1].shape[0], args[3]
+        if settings[3] == 1 and outputs >= 4 * COMBINATIONS:
+            few = torch.einsum("so,bo...->bs...", _signs(outputs, grad), grad)
+            return lambda x: conv.weight_gradient(few, x, torch.Size((COMBINATIONS, *args[1].shape[1:])), settings)
+        return lambda x: conv.weight_gradient(grad, x, args[1].shape, settings)
     if node.target is linear.linear:
+        if grad.shape[-1] >= 4 * COMBINATIONS:
+            grad = grad @ _signs(grad.shape[-1], grad).mT
         return lambda x: linear.weight_gradient(grad, x)
     return lambda x: norm.weight_gradient(grad, x, args[3], args[4], args[5])
+
+
+def _signs(outputs: int, like: Tensor) -> Tensor:
+    """Random combinations of outputs, the same every time. Shape (COMBINATIONS, outputs)."""
+    signs = torch.randint(2, (COMBINATIONS, outputs), generator=torch.Generator().manual_seed(outputs))
+    return (2 * signs - 1).to(like.device, like.dtype).div_(COMBINATIONS**0.5)

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from planner.plan import Correction, Schedule
+from planner.plan import Correction, Footprint, Schedule
 from planner.profile import Activation, Moment, Option, Parameter, Phase, Profile, Step
 from planner.request import Optimizer
-from planner.timeline import ALWAYS, Timeline
+from planner.timeline import ALWAYS, Timeline, exact_choices, readers_of
 
 
 def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, corrections: tuple[Correction, ...] = ()) -> Timeline:
@@ -18,6 +18,12 @@ def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, correct
             at = made.row[correction.moment]
             made.add("transient", at, at, ALWAYS, correction.extra_bytes)
     return made
+
+
+def plain_timeline(profile: Profile) -> tuple[Footprint, ...]:
+    """Of a step of the whole batch that trains everything and keeps it whole, with an optimizer without state."""
+    everything = exact_choices(profile.whole, frozenset(parameter.name for parameter in profile.parameters))
+    return timeline(profile, Optimizer(), Schedule(profile.whole.batch_size)).predict(everything)
 
 
 def step_of(profile: Profile, samples: int) -> Step:
@@ -34,21 +40,16 @@ def _cut(profile: Profile, schedule: Schedule) -> int:
 def _at_once(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timeline:
     step = step_of(profile, schedule.micro_batch)
     last = len(step.operations) - 1
-    made = Timeline(
-        profile,
-        optimizer,
-        schedule,
-        step,
-        (*_forward_moments(step, range(last + 1), "forward"), *_backward_moments(step, range(last + 1)), Moment("update", "optimizer")),
-    )
+    moments = [*_forward_moments(step, range(last + 1), "forward"), *_backward_moments(profile, step, range(last + 1), schedule)]
+    made = Timeline(profile, optimizer, schedule, step, (*moments, Moment("update", "optimizer")))
     made.add("static", 0, len(made.moments) - 1, ALWAYS, profile.static_bytes)
     for column, parameter in enumerate(profile.parameters):
         made.add("static", 0, len(made.moments) - 1, column, optimizer.states * parameter.bytes)
-        readers = _readers(step, parameter)
+        readers = made.readers.get(parameter.name)
         if readers:
             first_part, complete = (made.row[Moment("backward", step.operations[i].name)] for i in (max(readers), min(readers)))
             if schedule.micro_batch == profile.whole.batch_size:
-                _gradient(made, column, parameter, first_part, complete)
+                _gradient(made, column, parameter, first_part)
             else:  # the sum over the parts of the batch, and the gradient of a part until it is added
                 made.add("static", 0, len(made.moments) - 1, column, parameter.bytes)
                 made.add("transient", first_part, complete, column, parameter.bytes)
@@ -70,21 +71,32 @@ def _forward_moments(step: Step, operations: range, phase: Phase) -> list[Moment
     return moments
 
 
-def _backward_moments(step: Step, operations: range) -> list[Moment]:
-    return [Moment("backward", step.operations[i].name) for i in reversed(operations)]
+def _backward_moments(profile: Profile, step: Step, operations: range, schedule: Schedule) -> list[Moment]:
+    """The moments of a backward, and of early updates: those of an operation's parameters come right after its backward."""
+    updated: dict[int, list[Moment]] = {}
+    readers = readers_of(step) if schedule.early_updates else {}
+    for parameter in profile.parameters:
+        if parameter.name in readers:
+            updated.setdefault(min(readers[parameter.name]), []).append(Moment("update", parameter.name))
+    return [moment for i in reversed(operations) for moment in (Moment("backward", step.operations[i].name), *updated.get(i, ()))]
 
 
-def _readers(step: Step, parameter: Parameter) -> list[int]:
-    return [i for i, operation in enumerate(step.operations) if parameter.name in operation.parameters]
-
-
-def _gradient(made: Timeline, column: int, parameter: Parameter, first_part: int, complete: int) -> None:
+def _gradient(made: Timeline, column: int, parameter: Parameter, first_part: int) -> None:
     """A gradient of the whole batch, from its first part on: until its update, or the step's end."""
     if made.schedule.early_updates:
-        made.add("static", first_part, complete, column, parameter.bytes)
-        made.add("transient", complete, complete, column, _update_bytes(parameter, made.optimizer))
+        made.add("static", first_part, _early_update(made, column, parameter), column, parameter.bytes)
     else:
         made.add("static", first_part, len(made.moments) - 1, column, parameter.bytes)
+
+
+def _early_update(made: Timeline, column: int, parameter: Parameter) -> int:
+    """The update of a parameter whose gradient is complete; the row until which gradients of the same operation live."""
+    operation = min(made.readers[parameter.name])
+    here = made.row[Moment("update", parameter.name)]
+    made.add("transient", here, here, column, _update_bytes(parameter, made.optimizer))
+    made.add("transient", here, here, made.columns.gradients + operation, made.step.operations[operation].passed_bytes)
+    together = (name for name in made.step.operations[operation].parameters if min(made.readers[name]) == operation)
+    return max(made.row[Moment("update", name)] for name in together if Moment("update", name) in made.row)
 
 
 def _update_bytes(parameter: Parameter, optimizer: Optimizer) -> int:
@@ -148,25 +160,26 @@ def _sliced(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timel
     step = split_step(part, whole, cut)
     before, after = range(cut + 1), range(cut + 1, len(step.operations))
     moments = [Moment("sliced", step.operations[i].name) for i in before]
-    moments += [*_forward_moments(step, after, "forward"), *_backward_moments(step, after)]
+    moments += [*_forward_moments(step, after, "forward"), *_backward_moments(profile, step, after, schedule)]
     second = len(moments)  # the first row of the second time
-    moments += [*_forward_moments(step, before, "forward"), *_backward_moments(step, before), Moment("update", "optimizer")]
+    moments += [*_forward_moments(step, before, "forward"), *_backward_moments(profile, step, before, schedule)]
+    moments.append(Moment("update", "optimizer"))
     made = Timeline(profile, optimizer, schedule, step, tuple(moments), again=cut)
     end, again = len(moments) - 1, made.columns.gradients + cut
     made.add("static", 0, end, ALWAYS, profile.static_bytes)
     for column, parameter in enumerate(profile.parameters):
         made.add("static", 0, end, column, optimizer.states * parameter.bytes)
-        readers = _readers(step, parameter)
+        readers = made.readers.get(parameter.name)
         if not readers:
             continue
         first_part, complete = (made.row[Moment("backward", step.operations[i].name)] for i in (max(readers), min(readers)))
         if min(readers) > cut:
-            _gradient(made, column, parameter, first_part, complete)
+            _gradient(made, column, parameter, first_part)
             continue
         made.add("static", second, end - schedule.early_updates, column, parameter.bytes)  # the sum over slices
         made.add("transient", first_part, complete, column, parameter.bytes)
         if schedule.early_updates:
-            made.add("transient", complete, complete, column, _update_bytes(parameter, optimizer))
+            _early_update(made, column, parameter)
     boundary_bytes = _boundary_bytes(whole, cut)
     made.add("saved", 0, second - 1, ALWAYS, boundary_bytes)
     made.add("saved", second, end - 1, again, boundary_bytes)  # its gradient

@@ -24,8 +24,8 @@ class Change:
     profile: Profile
 
 
-def infeasible(programs: Programs, budget_bytes: int) -> InfeasibleBudget:
-    """The answer to a budget that nothing fits."""
+def infeasible(programs: Programs, budget_bytes: int, runtime_bytes: int = 0) -> InfeasibleBudget:
+    """The answer to a budget that nothing fits. `runtime_bytes`: of the whole process's budget, what the footprint cannot have."""
     smallest = least_peak(programs, limits_of(programs, budget_bytes))
     assert smallest is not None, "the plain step keeps to every other limit, at some peak"
     solution, least_bytes = smallest
@@ -39,7 +39,9 @@ def infeasible(programs: Programs, budget_bytes: int) -> InfeasibleBudget:
         "transient_bytes": peak.transient_bytes,
         "tensors": live_tensors(timeline, solution.choices, peak),
     }
-    return InfeasibleBudget(budget_bytes, least_bytes, binding, tuple(_suggestions(programs, budget_bytes)))
+    if runtime_bytes:
+        binding["runtime_bytes"] = runtime_bytes
+    return InfeasibleBudget(budget_bytes + runtime_bytes, least_bytes + runtime_bytes, binding, tuple(_suggestions(programs, budget_bytes)))
 
 
 def _suggestions(programs: Programs, budget_bytes: int) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from planner.highs import Relaxation, Rows, Solved, Values, solve
+from planner.plan import RECOMPUTE
 from planner.request import PlanRequest
 from planner.rows import ProgramRows
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
@@ -188,6 +189,7 @@ class IntegerProgram:
         trained = frozenset(name for name in self.weight if values[at.parameter[name]] > 0.5)
         needed = exact_choices(step, trained).whole
         chosen = {(a, f): o for column, (a, f, o) in enumerate(at.chosen, start=at.options) if values[column] > 0.5}
+        chosen = self._left_over(chosen) | chosen
         passes = gradient_flow(step, trained)
         whole: set[int] = set()
         forms: dict[tuple[int, int], int] = {}
@@ -206,6 +208,19 @@ class IntegerProgram:
                 forms |= {(a, f): o for f, o in held.items()}
                 whole |= {source for f, o in held.items() for source in activation.forms[f].options[o].sources}
         return Choices(trained, frozenset(whole), forms)
+
+    def _left_over(self, chosen: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
+        """What operations keep of their own and do without, since they work themselves out again for some form of an input."""
+        of, rows = self.timeline.step.activations, self.rows
+        again = {of[a].holders[h].operation for a, f in chosen for h in of[a].forms[f].holders if of[a].holders[h].needed_for == "gradient"}
+        return {
+            (a, f): o
+            for column, (a, f, o) in enumerate(rows.at.chosen, start=rows.at.options)
+            if rows.upper[column]
+            and rows.options[column].technique == RECOMPUTE
+            and not rows.options[column].settings
+            and of[a].holders[of[a].forms[f].holders[0]].operation in again
+        }
 
     # ---- of choices
 

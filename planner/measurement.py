@@ -22,8 +22,7 @@ import memfit
 from memfit.losses import loss_of
 from memfit.program import call_with
 from memfit.training_step import TrainingStep, make_optimizer
-from planner.capture import capture
-from planner.fidelity import without_dropout
+from planner.capture import capture, without_dropout
 from planner.named_step import NamedTrainingStep
 from planner.plan import Measured
 from planner.profile import Live
@@ -41,6 +40,7 @@ class Task:
         measure: `plain` (the model as it was) or `planned` (the checkpoint, and its fidelity where it is inside the budget).
         optimizer: name and settings.
         trainable: parameters that fidelity is measured over.
+        process_bytes: most that the process may hold; None if only the footprint counts.
     """
 
     measure: str
@@ -53,6 +53,7 @@ class Task:
     optimizer: dict[str, Any]
     trainable: list[str]
     budget_bytes: int
+    process_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,17 @@ class Answer:
 
 def main() -> None:
     runtime_bytes = resident_bytes("VmRSS")
-    task = Task(**json.load(sys.stdin))
+    given = json.load(sys.stdin)
+    if given["measure"] == "runtime":
+        json.dump({"runtime_bytes": _runtime_bytes(given["model"])}, sys.stdout)
+        return
+    task = Task(**given)
     batches = _batches(task)
     answer = _measure(task, batches[0], runtime_bytes)
-    if task.measure == "planned" and answer.step.measured_peak_bytes <= task.budget_bytes:
+    holds = answer.step.measured_peak_bytes <= task.budget_bytes
+    if task.process_bytes is not None:
+        holds = holds and answer.step.process_peak_bytes <= task.process_bytes
+    if task.measure == "planned" and holds:
         answer = replace(answer, fidelity=_fidelity(task, batches))
     json.dump(asdict(answer), sys.stdout)
 
@@ -85,6 +93,12 @@ def resident_bytes(field: str) -> int:
 def forget_highest_resident_bytes() -> None:
     """Let VmHWM begin anew, so that it tells of the steps and not of loading."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def _runtime_bytes(model: str) -> int:
+    module = capture(torch.export.load(model), "frozen").module
+    tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers())}
+    return resident_bytes("VmRSS") - sum(tensors.values())
 
 
 def _batches(task: Task) -> list[Batch]:

@@ -29,6 +29,12 @@ class NamedTrainingStep(TrainingStep):
         with forward_range(LOSS):
             return super()._loss(outputs, targets, weight)
 
+    def _early_update(self, parameter: Tensor) -> None:
+        if self._complete:
+            name = next(name for name, each in self.model.named_parameters() if each is parameter)
+            with update_range(name):
+                super()._early_update(parameter)
+
     def _update(self) -> None:
         with update_range():
             super()._update()

@@ -6,35 +6,46 @@ from torch.fx import Node
 from memfit.losses import loss_of
 from memfit.micro_batches import parts
 from memfit.program import call_with
-from planner.capture import TrainingGraph, changes_its_input
-from planner.fidelity import without_dropout
+from planner.capture import TrainingGraph, changes_its_input, without_dropout
 from planner.profile import Step
 from planner.sample import Batch
 
+TRIED = 4  # samples that are sent through at once, and in two parts
 NEAR = 4  # operations: about a block's depth
-SMALLEST_DIFFERENCE = 1e-3  # of the gradient's norm: far above rounding, far below what samples that touch one another change
+SMALLEST_DIFFERENCE = 1e-6  # of the gradient's norm: far above rounding of float64, far below what samples that touch one another change
+ROUNDING = 1e-3  # the same for a program that float64 does not run through
 
 
 def part_sizes(graph: TrainingGraph, batch: Batch, loss: str) -> tuple[int, ...]:
-    """Samples at a time: all of them, and then a half, a quarter, ... where the parts' gradients add up to that of the whole."""
+    """Samples at a time: all of them, and then a half, a quarter, ... where parts' gradients add up; tried on `TRIED` samples."""
     sizes = [batch.samples]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
-    return tuple(sizes) if batch.samples > 1 and _add_up(graph, batch, loss, sizes[1]) else (batch.samples,)
+    return tuple(sizes) if batch.samples > 1 and _add_up(graph, batch, loss) else (batch.samples,)
 
 
-def _add_up(graph: TrainingGraph, batch: Batch, loss: str, samples: int) -> bool:
+def _add_up(graph: TrainingGraph, batch: Batch, loss: str) -> bool:
+    some = batch.first(min(TRIED, batch.samples))
     try:
-        whole, summed = _gradient(graph, batch, loss, None), _gradient(graph, batch, loss, samples)
-    except (RuntimeError, ValueError, IndexError):  # a program for one batch size alone
+        return _agree(graph, some.double(), loss, torch.float64, SMALLEST_DIFFERENCE)
+    except (RuntimeError, ValueError, IndexError):  # it names a type, or is for one batch size alone
+        pass
+    try:
+        return _agree(graph, some, loss, None, ROUNDING)
+    except (RuntimeError, ValueError, IndexError):
         return False
+
+
+def _agree(graph: TrainingGraph, batch: Batch, loss: str, dtype: torch.dtype | None, most: float) -> bool:
+    whole = _gradient(graph, batch, loss, None, dtype)
+    summed = _gradient(graph, batch, loss, -(-batch.samples // 2), dtype)
     difference = sum(float((g - summed[name]).double().square().sum()) for name, g in whole.items() if name in summed)
     norm = sum(float(g.double().square().sum()) for g in whole.values())
-    return whole.keys() == summed.keys() and difference <= SMALLEST_DIFFERENCE**2 * norm
+    return whole.keys() == summed.keys() and difference <= most**2 * norm
 
 
-def _gradient(graph: TrainingGraph, batch: Batch, loss: str, micro_batch: int | None) -> dict[str, torch.Tensor]:
-    module = without_dropout(graph.rewritten(graph.exact_recipe(loss)))
+def _gradient(graph: TrainingGraph, batch: Batch, loss: str, micro_batch: int | None, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    module = without_dropout(graph.rewritten(graph.exact_recipe(loss))).to(dtype)
     for inputs, targets, weight in parts(batch.inputs, batch.targets, loss, micro_batch):
         (loss_of(loss, call_with(module, inputs), targets) * weight).backward()
     gradient = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}

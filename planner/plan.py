@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 from planner.profile import Moment, Setting
-from planner.request import Optimizer
+from planner.request import BudgetScope, Optimizer
 
 # The techniques that compress nothing; the names of the others are those of `memfit.forms`.
 KEEP, MASK, INDEX, NOT_NEEDED = "keep", "mask", "index", "not needed"
+RECOMPUTE = "recompute"  # as in `memfit.recipe`, which needs torch
 
 
 # Ways to run the whole step, which requests may allow or forbid like techniques.
@@ -36,14 +37,15 @@ class Schedule:
 class Footprint:
     """Bytes live at one moment.
 
-    Static: parameters, buffers, gradients, optimizer state and batch. Saved: activations held. Transient: what the running
-    operation needs.
+    Static: parameters, buffers, gradients, optimizer state and batch. Saved: activations held, in all and by technique. Transient:
+    what the running operation needs.
     """
 
     moment: Moment
     static_bytes: int
     saved_bytes: int
     transient_bytes: int
+    saved_by_technique: dict[str, int] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -113,6 +115,7 @@ class Plan:
         predicted_seconds: of a step; `slowdown` is that in plain steps.
         timeline: predicted footprint at every moment of the step; `peak` its largest.
         alternatives: simpler ways in the same budget; worked out while the plan is proved.
+        budget_scope, runtime_bytes: of a budget of the whole process, what is not the footprint's: beyond `budget_bytes`.
     """
 
     budget_bytes: int
@@ -135,6 +138,14 @@ class Plan:
     solve_seconds: float
     variables: int
     alternatives: tuple[Alternative, ...] = ()
+    budget_scope: BudgetScope = "training"
+    runtime_bytes: int = 0
+
+    def holds(self, measured: "Measured") -> bool:
+        """Whether a measured step stayed within the budget."""
+        if self.budget_scope == "process" and measured.process_peak_bytes > self.budget_bytes + self.runtime_bytes:
+            return False
+        return measured.measured_peak_bytes <= self.budget_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ Phase = Literal["sliced", "compress", "forward", "backward", "update"]
 class Moment:
     """A point of the step: an operation in one of its phases.
 
-    `compress` is just before forward, where the form of its input is made; `update` the optimizer's step, after all backwards.
+    `compress` is just before forward, where the form of its input is made; `update` the optimizer's step: after all backwards, of
+    the operation `optimizer`; where each parameter is updated as its gradient comes, of that parameter, by its name.
     `sliced` is forward of an operation before the split of a schedule, the first time, without autograd.
     """
 
@@ -40,7 +41,10 @@ class Operation:
         backward_bytes: the same in its backward: gradients of activations and workspace. Both are what was measured less what
             is known, so they can be negative where the lifetimes assumed are too long.
         internal_bytes: bytes it keeps for its backward that are no operation's output (saved statistics, indices).
-        ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole.
+        passed_bytes: live just after its backward, while its parameters are updated, beyond static bytes, gradients of parameters
+            and what is still held: the gradients it passes on.
+        ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole; for
+            each input, if it has several.
         forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
@@ -53,6 +57,7 @@ class Operation:
     backward_bytes: int
     internal_bytes: int
     ranged_bytes: int = 0
+    passed_bytes: int = 0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     source: str | None = None
@@ -174,6 +179,7 @@ class Profile:
         plain_peak_bytes: measured peak of the plain step with an optimizer without state.
         plain: footprint of the plain step at every moment.
         tensors: those that options ship, as `memfit.shipped` writes them, by the name that stands for them in settings.
+        runtime_bytes: resident set of a fresh process that has loaded the model, without parameters and buffers.
     """
 
     graph: str
@@ -187,6 +193,7 @@ class Profile:
     plain_seconds: float
     plain: tuple[Live, ...] = field(default=())
     tensors: dict[str, str] = field(default_factory=dict)
+    runtime_bytes: int = 0
 
     @property
     def whole(self) -> Step:

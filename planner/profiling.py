@@ -16,18 +16,17 @@ from planner.activations import activations_of
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import holders_of_values, measure_energies, measure_spectra
-from planner.footprint import timeline
 from planner.named_step import named_step
 from planner.parts import part_sizes, splits
-from planner.plan import Schedule
-from planner.profile import Activation, Live, Moment, Operation, Parameter, Phase, Profile, Step
+from planner.profile import Activation, Live, Moment, Operation, Parameter, Profile, Step
 from planner.recomputation import recomputations, with_recomputations
 from planner.record import Recording, record
-from planner.request import Optimizer, ProfileSettings
+from planner.request import ProfileSettings
 from planner.sample import Batch, batches_of
 from planner.structure import Structure, observe_structure
 from planner.techniques import candidates, shipped_tensors
-from planner.timeline import exact_choices
+from planner.travelling import measure_travelling
+from planner.workspace import with_workspace
 
 Progress = Callable[[float, str], None]
 
@@ -44,19 +43,20 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     batches = batches_of(sample, graph.inputs, loss, settings.batch_size)
     progress(0.02, "a first step")
     try:
-        observe_structure(graph, batches[0], loss)
+        whole = observe_structure(graph, batches[0], loss)
     except (ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadSample(
             f"the model does not run on this sample: {reason}. Check shapes, types and index ranges of inputs and targets."
         ) from error
     progress(0.06, "the plain step")
-    plain, seconds = measure_step(graph.module, batches[0], loss)
+    plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)
+    pace = seconds / sum(plain.seconds.values())  # a step under record takes longer
     return_freed_memory()  # from here on as planned steps do, whose time that takes too
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
     energies = measure_energies(
-        graph, batches, loss, menu, lambda done: progress(0.3 + 0.5 * done, "gradients, and what each option loses")
+        graph, batches, loss, menu, lambda done: progress(0.3 + 0.4 * done, "gradients, and what each option loses")
     )
     profile = Profile(
         graph=graph.fingerprint,
@@ -74,13 +74,19 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         plain_seconds=seconds,
         plain=tuple(Live(moment, static_bytes(graph.module) + batches[0].bytes + peak) for moment, peak in plain.peaks.items()),
     )
-    again = recomputations(graph, batches[0])
     sizes_of = {parameter.name: parameter.bytes for parameter in profile.parameters}
     sizes = part_sizes(graph, batches[0], loss)
+    travelled = measure_travelling(
+        graph, batches[0], loss, len(sizes) > 1, lambda done: progress(0.7 + 0.1 * done, "what operations lose that pass gradients on")
+    )
+    again = recomputations(graph, batches[0])
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
-        step, structure = _step(profile, graph, batches[0], samples, lambda each: activations_of(graph, each, spectra, energies))
-        step = replace(step, activations=with_recomputations(again, structure, step.activations, step.operations, sizes_of))
+        part = batches[0].first(samples)
+        structure = observe_structure(graph, part, loss) if number else whole
+        activations = activations_of(graph, structure, spectra, energies, travelled)
+        step = _step(profile, graph, part, structure, activations, pace * batches[0].samples / samples)
+        step = replace(step, activations=with_recomputations(graph, again, structure, step.activations, step.operations, sizes_of))
         profile = replace(profile, steps=(*profile.steps, step))
     return replace(profile, splits=splits(graph, profile.whole)) if len(sizes) > 1 else profile
 
@@ -101,7 +107,7 @@ def check_loss(graph: TrainingGraph, loss: str) -> None:
         raise UnknownLoss(loss, graph.outputs)
 
 
-def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -> tuple[Recording, float]:
+def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int) -> tuple[Recording, float]:
     """One step under the allocator's record, with an optimizer without state; and its seconds, median of some unrecorded ones.
 
     The learning rate is 0, so the weights stay as they were.
@@ -117,17 +123,15 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int = 3) -
 
 
 def _step(
-    profile: Profile, graph: TrainingGraph, batch: Batch, samples: int, activations: Callable[[Structure], tuple[Activation, ...]]
-) -> tuple[Step, Structure]:
-    """What a step holds while so many samples go through the model at a time."""
-    part = batch.first(samples)
-    structure = observe_structure(graph, part, profile.loss)
-    exact, seconds = measure_step(graph.rewritten(graph.exact_recipe(profile.loss)), part, profile.loss)
-    share = seconds * batch.samples / samples / sum(exact.seconds.values())  # a step under record takes longer
+    profile: Profile, graph: TrainingGraph, part: Batch, structure: Structure, activations: tuple[Activation, ...], pace: float
+) -> Step:
+    """What a step holds while so many samples go through the model at a time. `pace`: seconds of a whole step for each recorded one."""
+    warm_up = int(part.samples < profile.steps[0].batch_size) if profile.steps else 0  # kernels for the whole batch are there already
+    exact, _ = measure_step(graph.exact, part, profile.loss, steps=warm_up)
     step = Step(
-        samples,
+        part.samples,
         (),
-        activations(structure),  # first: it takes over what operations keep of their own
+        activations,
         tuple((s.bytes, s.born, s.last_use) for s in structure.storages if s.producer >= 0),
     )
     step = replace(
@@ -138,47 +142,23 @@ def _step(
                 structure.targets[i],
                 structure.inputs[i],
                 structure.parameters[i],
-                0,
-                0,
-                structure.internal_bytes[i],
-                0,
-                share * exact.seconds.get(Moment("forward", name), 0.0),
-                share * exact.seconds.get(Moment("backward", name), 0.0),
-                structure.sources[i],
+                forward_bytes=0,
+                backward_bytes=0,
+                internal_bytes=structure.internal_bytes[i],
+                forward_seconds=pace * exact.seconds.get(Moment("forward", name), 0.0),
+                backward_seconds=pace * exact.seconds.get(Moment("backward", name), 0.0),
+                source=structure.sources[i],
             )
             for i, name in enumerate(structure.names)
         ),
     )
     ranged, _ = measure_step(graph.rewritten(_by_ranges(graph, profile.loss)), part, profile.loss, steps=0)
-    return replace(step, operations=_with_workspace(profile, step, exact, ranged)), structure
+    return replace(step, operations=with_workspace(profile, graph, step, exact, ranged))
 
 
 def _by_ranges(graph: TrainingGraph, loss: str) -> Recipe:
     """Everything trains and is kept whole, but is used by ranges of samples, as a form would be."""
-    forms = tuple(HeldForm(value, tuple(holders), RECOMPUTE, {"sources": (value,)}) for value, holders in holders_of_values(graph).items())
+    whole = dict.fromkeys((value, tuple(holders)) for value, holders in holders_of_values(graph).items())
+    whole |= dict.fromkeys((x.name, (name,)) for name, inputs in graph.repeated.items() for x in inputs if x.op != "placeholder")
+    forms = tuple(HeldForm(value, holders, RECOMPUTE, {"sources": (value,)}) for value, holders in whole)
     return replace(graph.exact_recipe(loss), forms=forms)
-
-
-def _with_workspace(profile: Profile, step: Step, exact: Recording, ranged: Recording) -> tuple[Operation, ...]:
-    """Operations with what the record of an exact step shows beyond the storages known to be live."""
-    alone = replace(profile, steps=(step,))  # recorded as if the part were all
-    everything = exact_choices(step, frozenset(parameter.name for parameter in profile.parameters))
-    known = {f.moment: f.total_bytes for f in timeline(alone, Optimizer(), Schedule(step.batch_size)).predict(everything)}
-
-    def beyond(phase: Phase, operation: str) -> int:
-        moment = Moment(phase, operation)
-        return profile.static_bytes + exact.peaks[moment] - known[moment] if moment in exact.peaks else 0
-
-    def more(operation: str) -> int:
-        moment = Moment("backward", operation)
-        return ranged.peaks[moment] - exact.peaks[moment] if moment in exact.peaks and moment in ranged.peaks else 0
-
-    return tuple(
-        replace(
-            operation,
-            forward_bytes=beyond("forward", operation.name),
-            backward_bytes=beyond("backward", operation.name),
-            ranged_bytes=more(operation.name),
-        )
-        for operation in step.operations
-    )

@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from memfit.chains import PRODUCTS, chain_of, repeatable, steps
+from memfit.chains import PRODUCTS, VIEWS, chain_of, is_batch_size, repeatable, steps
 from memfit.operators.held import samples_at_once
 from memfit.recipe import RECOMPUTE
+from planner.activations import holds_inputs
 from planner.capture import NamedRun, TrainingGraph
-from planner.fidelity import holders_of_values, without_dropout
+from planner.fidelity import holders_of_values
 from planner.profile import Activation, Form, Operation, Option, Setting
 from planner.sample import Batch
 from planner.structure import Structure
 
-LONGEST = 12  # operations of a chain
+LONGEST = 20  # operations of a chain
 MOST_PRODUCTS = 2  # of them convolutions and linear layers: each costs about a third of a step of its layer
-MOST_SOURCES = 3
+MOST_SOURCES = 4
 TOLERANCE = 1e-3  # of the value's norm: rounding, where samples are worked out a few at a time
 
 
@@ -33,9 +34,11 @@ class Recomputation:
 
 
 def recomputations(graph: TrainingGraph, batch: Batch) -> list[Recomputation]:
-    """All that are worth a choice, each tried: its chain gives the value that the step has, sample by sample."""
+    """All that are worth a choice, each tried on the last sample by itself: its chain gives the value that the step has."""
     nodes = {node.name: node for node in graph.operations}
-    found = [Recomputation(nodes[value], sources) for value in holders_of_values(graph) for sources in _cuts(nodes[value])]
+    read = (x.name for inputs in graph.repeated.values() for x in inputs if x.name in nodes)
+    values_held = dict.fromkeys((*holders_of_values(graph), *read))
+    found = [Recomputation(nodes[value], sources) for value in values_held for sources in _cuts(nodes[value])]
     wanted = {node.name for each in found for node in (each.value, *each.sources)}
     values: dict[str, Tensor] = {}
     parameters = dict(graph.module.named_parameters(remove_duplicate=False)) | dict(graph.module.named_buffers(remove_duplicate=False))
@@ -45,7 +48,7 @@ def recomputations(graph: TrainingGraph, batch: Batch) -> list[Recomputation]:
             values[node.name] = result
 
     with torch.no_grad():
-        NamedRun(without_dropout(graph.rewritten(graph.exact_recipe("mse"))), observe).run(*batch.inputs)
+        NamedRun(graph.exact_without_dropout, observe).run(*batch.inputs)
     inputs = [node.name for node in graph.module.graph.nodes if node.op == "placeholder"]
     values |= dict(zip(inputs, batch.inputs, strict=True))
     return [each for each in found if _holds(each, values, parameters)]
@@ -59,11 +62,13 @@ def _cuts(value: Node) -> Iterator[tuple[Node, ...]]:
         latest = max(cut, key=order.__getitem__)
         if not repeatable(latest):
             return
-        cut = (cut - {latest}) | {node for node in latest.all_input_nodes if node.op != "get_attr"}
+        cut = (cut - {latest}) | {node for node in latest.all_input_nodes if node.op != "get_attr" and not is_batch_size(node)}
         chain = steps(value, cut)
-        if not cut or len(cut) > MOST_SOURCES or sum(node.target in PRODUCTS for node in chain) > MOST_PRODUCTS:
+        products = {node.args[0] for node in chain if node.target in PRODUCTS}  # of one input, such as q, k and v: one
+        if not cut or len(cut) > MOST_SOURCES or len(products) > MOST_PRODUCTS:
             return
-        yield tuple(sorted(cut, key=order.__getitem__))
+        if not any(node.target in VIEWS for node in cut):  # what is behind them is the same storage
+            yield tuple(sorted(cut, key=order.__getitem__))
 
 
 def _holds(each: Recomputation, values: dict[str, Tensor], parameters: dict[str, Tensor]) -> bool:
@@ -77,16 +82,15 @@ def _holds(each: Recomputation, values: dict[str, Tensor], parameters: dict[str,
     if not all(source.dim() and source.shape[0] == truth.shape[0] for source in held[: chain.sources]):
         return False
     try:
-        some = [chain.restore(held, truth.shape, at, at + 1) for at in range(min(2, truth.shape[0]))]
+        found = chain.restore(held, truth.shape, truth.shape[0] - 1, truth.shape[0])
     except (RuntimeError, IndexError):
         return False
-    return all(
-        each.shape == truth[at : at + 1].shape and bool((each - truth[at : at + 1]).norm() <= TOLERANCE * truth[at : at + 1].norm())
-        for at, each in enumerate(some)
-    )
+    wanted = truth[-1:]
+    return found.shape == wanted.shape and bool((found - wanted).norm() <= TOLERANCE * wanted.norm())
 
 
 def with_recomputations(
+    graph: TrainingGraph,
     found: list[Recomputation],
     structure: Structure,
     activations: tuple[Activation, ...],
@@ -118,9 +122,15 @@ def with_recomputations(
         forms = []
         for form in activation.forms:
             holders = [activation.holders[h].operation for h in form.holders]
-            weights = all(activation.holders[h].needed_for == "weight" for h in form.holders)  # those that restore by samples
-            options = [option(each, form, holders) for each in by_value.get(form.value, ()) if weights]
+            names = [operations[holder].name for holder in holders]
+            restoring = all(  # by samples
+                activation.holders[h].needed_for == "weight" or form.value in {x.name for x in graph.repeated.get(name, ())}
+                for h, name in zip(form.holders, names, strict=True)
+            )
+            options = [option(each, form, holders) for each in by_value.get(form.value, ()) if restoring]
             useful = [o for o in options if o is not None and index not in o.sources]
+            if names == [form.value] and holds_inputs(graph, structure, form.value):  # what an operation keeps of its own
+                useful.append(Option(RECOMPUTE, {}, 0, 0, 0, {}, operations[holders[0]].forward_seconds))
             forms.append(replace(form, options=(*form.options, *useful)))
         return replace(activation, forms=tuple(forms))
 

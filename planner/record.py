@@ -15,7 +15,7 @@ from planner.profile import Moment
 FORWARD = "memfit.forward:"
 SLICED = "memfit.sliced:"
 COMPRESS = "memfit.compress:"
-UPDATE = "memfit.update"
+UPDATE = "memfit.update:"
 
 
 @dataclass(slots=True)
@@ -50,9 +50,9 @@ def compress_range(operation: str) -> record_function:
     return record_function(COMPRESS + operation)
 
 
-def update_range() -> record_function:
-    """A context for the optimizer's step."""
-    return record_function(UPDATE)
+def update_range(of: str = "optimizer") -> record_function:
+    """A context for the optimizer's step, of all parameters or of the one named."""
+    return record_function(UPDATE + of)
 
 
 def record(step: Callable[[], object]) -> Recording:
@@ -96,8 +96,8 @@ def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = 
                 yield _Began(Moment("sliced", event.name.removeprefix(SLICED)), seconds)
             elif event.name.startswith(COMPRESS):
                 yield _Began(Moment("compress", event.name.removeprefix(COMPRESS)), seconds)
-            elif event.name == UPDATE:
-                yield _Began(Moment("update", "optimizer"), seconds)
+            elif event.name.startswith(UPDATE):
+                yield _Began(Moment("update", event.name.removeprefix(UPDATE)), seconds)
             elif forward is not None and number >= 0:
                 # An operation shows the number that the next node will get, so the last to show one made that node.
                 made_by[number] = forward

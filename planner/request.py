@@ -9,6 +9,7 @@ from typing import Literal
 
 from planner.errors import BadBudget
 
+BudgetScope = Literal["training", "process"]
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
@@ -87,6 +88,7 @@ class PlanRequest:
         max_slowdown: most seconds of the step, in those of the plain one.
         objective: what little is lost of: `energy` (of all gradients together) or `relative` (each parameter's own counts alike).
         headroom: part of the budget that is kept free, for what differs between batches.
+        budget_scope: whether the budget is of the footprint, or of the whole process, runtime and allocator included.
     """
 
     budget: Budget | None
@@ -100,6 +102,7 @@ class PlanRequest:
     min_fidelity: float | None = None
     objective: Literal["energy", "relative"] = "energy"
     headroom: Budget | None = None
+    budget_scope: BudgetScope = "training"
 
     def may_train(self, parameter: str) -> bool:
         """By its name alone; `last` is the profile's to say."""

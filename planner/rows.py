@@ -115,14 +115,15 @@ class ProgramRows:
     def _lose(self) -> Iterator[Row]:
         """A frozen parameter loses its weight; a trained one what its forms lose.
 
-        One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. One shared with others
-        may be full then, so as much as it could lose is taken off.
+        One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. Another may be full then:
+        one shared with others, or whose errors travel to them. So as much as it could lose is taken off.
         """
         lost: dict[str, dict[int, float]] = {name: {} for name in self.weight}
         shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.weight}
         for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
             activation = self.step.activations[a]
-            alone = len({activation.holders[h] for h in activation.forms[f].holders}) == 1
+            served = {activation.holders[h] for h in activation.forms[f].holders}
+            alone = len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
             for name, energy in self.options[column].lost_energy.items():
                 if name in lost:
                     lost[name][column] = share = min(1.0, energy / self.energies[name])
@@ -130,7 +131,7 @@ class ProgramRows:
                         shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
         for name, column in self.loss_at.items():
             weight, trained = self.weight[name], self.at.parameter[name]
-            frozen = weight * max(0.0, 1.0 - sum(shared[name].values()))
+            frozen = weight * (1.0 - sum(shared[name].values()))
             yield {column: 1.0, trained: frozen, **{at: -weight * each for at, each in lost[name].items()}}, frozen
             if shared[name]:
                 yield {column: 1.0, trained: weight}, weight
@@ -148,6 +149,7 @@ class ProgramRows:
     def upper(self) -> Values:
         """Most of each variable; the peak is none unless it is looked for."""
         upper = np.ones(self.columns)
+        upper[self.losses : self.peak] = 1.0 + len(self.options)  # errors that travel may add up to more than the gradient itself
         upper[self.peak] = 0.0
         for parameter, column in self.at.parameter.items():
             upper[column] = parameter in self.loss_at

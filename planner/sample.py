@@ -36,6 +36,14 @@ class Batch:
     def samples(self) -> int:
         return self.inputs[0].shape[0]
 
+    def double(self) -> "Batch":
+        """The same in float64, where it is floating."""
+
+        def wider(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.double() if tensor.is_floating_point() else tensor
+
+        return Batch(tuple(map(wider, self.inputs)), None if self.targets is None else wider(self.targets))
+
     def first(self, samples: int) -> "Batch":
         """Its first samples, without a copy."""
         return Batch(tuple(tensor[:samples] for tensor in self.inputs), None if self.targets is None else self.targets[:samples])

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from planner.footprint import timeline
 from planner.integer_program import IntegerProgram
+from planner.menu import allowed_menu
 from planner.plan import EARLY_UPDATE, MICRO_BATCH, SLICES, Correction, Schedule
 from planner.profile import Profile, Step
 from planner.request import PlanRequest
@@ -44,12 +45,16 @@ class Programs:
     def divided(self) -> list[IntegerProgram]:
         return [self._program(schedule) for schedule in divided(self.profile, self.request, frozenset(self.weight))]
 
+    @cached_property
+    def _menu(self) -> Profile:
+        return allowed_menu(self.profile, self.request.may_use)
+
     def __iter__(self) -> Iterator[IntegerProgram]:
         yield from self.undivided
         yield from self.divided
 
     def _program(self, schedule: Schedule) -> IntegerProgram:
-        made = timeline(self.profile, self.request.optimizer, schedule, self.corrections)
+        made = timeline(self._menu, self.request.optimizer, schedule, self.corrections)
         return IntegerProgram(made, self.request, self.weight, self.plain_seconds)
 
 

@@ -3,6 +3,7 @@
 The plan loses the least of the objective, at a small price for time, with the footprint inside the budget at every moment.
 """
 
+from dataclasses import replace
 from time import perf_counter
 
 from planner.chosen import plan_of
@@ -33,17 +34,22 @@ def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction,
     """
     started = perf_counter()
     programs = Programs(profile, request, weights(profile, request), corrections)
+    runtime_bytes = profile.runtime_bytes if request.budget_scope == "process" else 0
     plain_bytes = plain_peak_bytes(profile, request.optimizer)
-    budget_bytes = request.budget_bytes(plain_bytes)
+    budget_bytes = request.budget_bytes(plain_bytes + runtime_bytes)
     if budget_bytes is None:
         smallest = least_peak(programs, limits_of(programs, plain_bytes))
         assert smallest is not None, "the plain step loses nothing"
         budget_bytes = smallest[1]
+    else:
+        budget_bytes -= runtime_bytes
     solution = search(programs, limits_of(programs, budget_bytes), search_seconds)
     if solution is None:
-        raise infeasible(programs, budget_bytes)
-    headroom_bytes = request.budget.in_bytes(plain_bytes) - budget_bytes if request.budget is not None else 0
-    return plan_of(solution, profile, request, budget_bytes, headroom_bytes, programs.plain_seconds, perf_counter() - started)
+        raise infeasible(programs, budget_bytes, runtime_bytes)
+    asked_bytes = request.budget.in_bytes(plain_bytes + runtime_bytes) if request.budget is not None else budget_bytes + runtime_bytes
+    headroom_bytes = asked_bytes - runtime_bytes - budget_bytes
+    plan = plan_of(solution, profile, request, budget_bytes, headroom_bytes, programs.plain_seconds, perf_counter() - started)
+    return replace(plan, budget_scope=request.budget_scope, runtime_bytes=runtime_bytes)
 
 
 def plain_peak_bytes(profile: Profile, optimizer: Optimizer) -> int:

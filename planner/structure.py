@@ -63,6 +63,11 @@ class Structure:
     storage_of: dict[str, int]
     shape_of: dict[str, tuple[int, ...]]
 
+    def itemsize(self, name: str) -> int:
+        """Bytes of an element of an operation's output."""
+        dtype: torch.dtype = getattr(torch, self.storages[self.storage_of[name]].dtype)
+        return dtype.itemsize
+
 
 def observe_structure(graph: TrainingGraph, batch: Batch, loss: str) -> Structure:
     """Run one forward with everything kept whole, and see what every operation keeps.
@@ -70,9 +75,8 @@ def observe_structure(graph: TrainingGraph, batch: Batch, loss: str) -> Structur
     Raises:
         ValueError: the loss does not fit the outputs or targets.
     """
-    module = graph.rewritten(graph.exact_recipe(loss))
     observer = _Observer(graph, batch)
-    run = NamedRun(module, observer.see)
+    run = NamedRun(graph.exact, observer.see)
     with torch.autograd.graph.saved_tensors_hooks(observer.keep, lambda tensor: tensor):
         outputs = run.run(*batch.inputs)
         observer.forget_kept()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memfit.bits import PIECE, pack_between, packed_bytes, scale_by_bits
-from memfit.forms import Basis, Bfloat16, Form, Hosvd, Int4, Int8, PatchMean, Svd
+from memfit.forms import Basis, Bfloat16, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.forms.quantised import GROUP
 from memfit.operators.held import samples_at_once
 from memfit.shipped import encode, tensors_of
@@ -21,7 +21,7 @@ from planner.spectra import Spectra
 
 CODED_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 12, 1 / 16, 1 / 24, 1 / 40, 1 / 80)  # of the bytes of the whole
 HOSVD_THRESHOLDS, SVD_THRESHOLDS = (0.8, 0.95), (0.9,)
-HOSVD_SHARES, BASIS_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100)
+HOSVD_SHARES, BASIS_SHARES, SUBSPACE_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100), (1 / 20, 1 / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Candidate:
 
 
 def candidates(spectra: Spectra) -> list[Candidate]:
-    """Every form worth measuring: smaller than the value, and no two of the same bytes; in order of bytes.
+    """Every form worth measuring: smaller than the value, and no two of a technique of the same bytes; in order of bytes.
 
     A threshold becomes ranks by the mean spectra; these are the caps, so bytes are known whatever comes.
     """
@@ -60,24 +60,25 @@ def candidates(spectra: Spectra) -> list[Candidate]:
     best = (spectra.ranks(int(whole * share) // itemsize) for share in HOSVD_SHARES)
     forms += [Hosvd((shape[0], *each), 1.0) for each in best if each is not None]
     forms += [basis for share in BASIS_SHARES if (basis := basis_form(spectra, int(whole * share)))]
+    forms += [moving for share in SUBSPACE_SHARES if (moving := basis_form(spectra, int(whole * share), Subspace))]
     forms += [Int8(), Int4()] if prod(shape[1:]) >= GROUP // 4 else []
     if itemsize > 2:
         forms.append(Bfloat16())
     if spectra.coding.feature == 1 and len(shape) > 2:
         forms.append(PatchMean((2,) * (len(shape) - 2)))
-    by_bytes = {each.bytes: each for each in (candidate(form, shape, itemsize) for form in forms)}
-    return [each for size, each in sorted(by_bytes.items()) if size < whole]
+    by_bytes = {(each.bytes, each.form.technique): each for each in (candidate(form, shape, itemsize) for form in forms)}
+    return [each for (size, _), each in sorted(by_bytes.items(), key=lambda item: item[0]) if size < whole]
 
 
-def basis_form(spectra: Spectra, most_bytes: int) -> Basis | None:
-    """Fixed factors of the ranks that keep most in these bytes, the factors themselves (of two bytes an element) included."""
-    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize)
+def basis_form(spectra: Spectra, most_bytes: int, kind: type[Basis] = Basis) -> Basis | None:
+    """Factors of the ranks that keep most in these bytes, those that are shipped (of two bytes an element) and held included."""
+    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize + (kind is Subspace))
     if ranks is None:
         return None
     sizes = spectra.shape[1:]
     used = [mode for mode, (size, rank) in enumerate(zip(sizes, ranks, strict=True), start=1) if rank < size]
     factors = [spectra.factors[mode][:, : ranks[mode - 1]].half().flatten() for mode in used]
-    return Basis(sizes, ranks, torch.cat(factors)) if factors else None
+    return kind(sizes, ranks, torch.cat(factors)) if factors else None
 
 
 def candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan import Footprint, Schedule
+from planner.plan import KEEP, SLICES, Footprint, Schedule
 from planner.profile import Moment, Profile, Step
 from planner.request import Optimizer
 
@@ -84,6 +84,10 @@ class Timeline:
     def row(self) -> dict[Moment, int]:
         return {moment: number for number, moment in enumerate(self.moments)}
 
+    @cached_property
+    def readers(self) -> dict[str, list[int]]:
+        return readers_of(self.step)
+
     def add(self, kind: Kind, first: int, last: int, column: int, size: int) -> None:
         """Bytes that live from row `first` to row `last` where the variable of `column` is 1."""
         if size and first <= last:
@@ -145,8 +149,41 @@ class Timeline:
 
     def predict(self, choices: Choices) -> tuple[Footprint, ...]:
         """Footprint at every moment."""
-        bytes_KM = self.bytes(choices)
-        return tuple(Footprint(moment, *(int(part) for part in bytes_KM[:, at])) for at, moment in enumerate(self.moments))
+        bytes_KM, saved = self.bytes(choices), self._saved_by_technique(choices)
+        return tuple(
+            Footprint(
+                moment,
+                static_bytes=int(bytes_KM[0, at]),
+                saved_bytes=int(bytes_KM[1, at]),
+                transient_bytes=int(bytes_KM[2, at]),
+                saved_by_technique={name: int(size[at]) for name, size in saved.items() if size[at]},
+            )
+            for at, moment in enumerate(self.moments)
+        )
+
+    def _saved_by_technique(self, choices: Choices) -> dict[str, Bytes]:
+        """Bytes held in each technique, at every moment; what a step in slices has at its split counts as that."""
+        kind, first, after, column, size = self._arrays
+        options = (self.step.activations[a].forms[f].options[o].technique for a, f, o in self.columns.chosen)
+        technique = np.array([*[KEEP] * self.columns.options, *options, SLICES])[column]
+        size = size * np.append(self.variables(choices), 1)[column] * (kind == KINDS.index("saved"))
+        found: dict[str, Bytes] = {}
+        for name in np.unique(technique[size > 0]):
+            steps: Bytes = np.zeros(len(self.moments) + 1, dtype=np.int64)
+            of_it = technique == name
+            np.add.at(steps, first[of_it], size[of_it])
+            np.add.at(steps, after[of_it], -size[of_it])
+            found[str(name)] = np.cumsum(steps[:-1])
+        return found
+
+
+def readers_of(step: Step) -> dict[str, list[int]]:
+    """For each parameter that an operation reads, the operations that do."""
+    readers: dict[str, list[int]] = {}
+    for i, operation in enumerate(step.operations):
+        for name in dict.fromkeys(operation.parameters):
+            readers.setdefault(name, []).append(i)
+    return readers
 
 
 def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:

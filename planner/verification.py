@@ -19,6 +19,12 @@ from planner.profile import Moment, Profile
 Progress = Callable[[float, str], None]
 
 
+def runtime_bytes(model: Path) -> int:
+    """What a fresh process holds that has loaded the model, without parameters and buffers."""
+    task = {"measure": "runtime", "model": str(model)}
+    return int(_measure(task)["runtime_bytes"])
+
+
 def prove(model: Path, checkpoint: Path, sample: Path, profile: Profile, plan: Plan, progress: Progress) -> Proof:
     """Measure the checkpoint's step; if it is inside the budget, also what is told beside it."""
     task = {
@@ -30,13 +36,14 @@ def prove(model: Path, checkpoint: Path, sample: Path, profile: Profile, plan: P
         "batch_size": profile.whole.batch_size,
         "optimizer": asdict(plan.optimizer),
         "budget_bytes": plan.budget_bytes,
+        "process_bytes": plan.budget_bytes + plan.runtime_bytes if plan.budget_scope == "process" else None,
         "trainable": [parameter.name for parameter in plan.parameters if parameter.trainable],
     }
     progress(0.1, "a step of the patched model, and its gradients")
     planned = _measure({**task, "measure": "planned"})
     step = _measured(planned)
-    if step.measured_peak_bytes > plan.budget_bytes:
-        return Proof(step.measured_peak_bytes, None, _corrections(plan, planned["moments"], step.measured_peak_bytes))
+    if not plan.holds(step):
+        return Proof(step.measured_peak_bytes, None, _corrections(plan, planned["moments"], step))
     progress(0.6, "a step of the plain model")
     plain = _measured(_measure({**task, "measure": "plain"}))
     fidelity = float(planned["fidelity"])
@@ -69,11 +76,15 @@ def _measured(answer: dict[str, Any]) -> Measured:
     return Measured(**answer["step"])
 
 
-def _corrections(plan: Plan, moments: list[dict[str, Any]], measured_peak_bytes: int) -> tuple[Correction, ...]:
-    """Where the step took more than predicted. What no named moment shows is added to all of those."""
+def _corrections(plan: Plan, moments: list[dict[str, Any]], step: Measured) -> tuple[Correction, ...]:
+    """Where the step took more than predicted. What no named moment shows is added to all of those; so is what the process took
+    beyond runtime and footprint, where the budget is of the process.
+    """
     predicted = {footprint.moment: footprint.total_bytes for footprint in plan.timeline}
     live = {Moment(**each["moment"]): int(each["live_bytes"]) for each in moments}
-    unseen = max(0, measured_peak_bytes - max(live.values()))
+    unseen = max(0, step.measured_peak_bytes - max(live.values()))
+    if plan.budget_scope == "process":
+        unseen += max(0, step.process_peak_bytes - plan.runtime_bytes - step.measured_peak_bytes)
     extra = {moment: live[moment] + unseen - predicted[moment] for moment in live if moment in predicted}
     return tuple(Correction(plan.schedule, moment, more) for moment, more in extra.items() if more > 0)
 

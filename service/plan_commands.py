@@ -51,6 +51,7 @@ def plan(
         typer.Option(help="Most bytes of a step at any moment: 64MiB, 67108864, \"40%\" of the plain step's peak, or a device's id."),
     ] = None,
     headroom: Annotated[str | None, typer.Option(help='Part of the budget to keep free: 2MiB, or "5%" of it.')] = None,
+    budget_scope: Annotated[str, typer.Option(help="What the budget is of: training (the footprint) or process (all of it).")] = "training",
     optimizer: Optimizer = "sgd",
     momentum: Momentum = 0.0,
     loss: Loss = "cross_entropy",

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
+from planner.footprint import plain_timeline
 from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest, ProfileSettings
 from service import queue
@@ -19,6 +20,7 @@ from service.fit import settle
 from service.frontiers import FrontierAnswer, FrontierPoint
 from service.job_run import settings_of
 from service.jobs import find_job
+from service.plans.answers import Footprint
 from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
@@ -61,6 +63,9 @@ class ProfileAnswer(BaseModel):
     job: str | None = Field(description="The job that measures it, or did.")
     measured: Profile | None = Field(
         description="Operations, activations with their options, gradient energies, and the plain step's footprint."
+    )
+    timeline: tuple[Footprint, ...] | None = Field(
+        description="Of a step that trains everything and keeps it whole, as memfit's operations hold it, at every moment."
     )
     problem: dict[str, Any] | None = Field(description="Why it failed, as a problem document.")
     created_at: datetime
@@ -213,6 +218,7 @@ def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileA
         settings=settings_of(record),
         job=record.job_id,
         measured=measured,
+        timeline=None if measured is None else tuple(map(Footprint.of, plain_timeline(measured))),
         problem=PROBLEM.validate_json(record.problem_json).as_json() if record.problem_json is not None else None,
         created_at=record.created_at,
     )

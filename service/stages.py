@@ -1,7 +1,7 @@
 """The stages of a job that open uploaded files. They run in a child process made for one stage (`service.child`), never in the server."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,8 @@ def inspect_model(model: Path) -> ModelSummary:
 def make_profile(model: Path, sample: Path, settings: ProfileSettings, progress: Progress) -> Profile:
     """Measure a model on a sample."""
     progress(0.0, "opening the model")
-    return profiling.make_profile(_open(model, settings), load_file(sample), settings, progress)
+    profile = profiling.make_profile(_open(model, settings), load_file(sample), settings, progress)
+    return replace(profile, runtime_bytes=verification.runtime_bytes(model))
 
 
 def prove_plan(model: Path, sample: Path, profile: Profile, plan: Plan, out: Path, progress: Progress) -> Proof:

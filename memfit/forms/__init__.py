@@ -8,12 +8,27 @@ from memfit.forms.form import Form, Held
 from memfit.forms.hosvd import Hosvd
 from memfit.forms.patch_mean import PatchMean
 from memfit.forms.quantised import Bfloat16, Int4, Int8
+from memfit.forms.subspace import Subspace
 from memfit.forms.svd import Svd
 from memfit.shipped import PREFIX, decode
 
-__all__ = ["FORMS", "Basis", "Bfloat16", "Coded", "Form", "Held", "Hosvd", "Int4", "Int8", "PatchMean", "Svd", "form_from_settings"]
+__all__ = [
+    "FORMS",
+    "Basis",
+    "Bfloat16",
+    "Coded",
+    "Form",
+    "Held",
+    "Hosvd",
+    "Int4",
+    "Int8",
+    "PatchMean",
+    "Subspace",
+    "Svd",
+    "form_from_settings",
+]
 
-FORMS: Mapping[str, type[Form]] = {form.technique: form for form in (Svd, Hosvd, Basis, Coded, Int8, Int4, Bfloat16, PatchMean)}
+FORMS: Mapping[str, type[Form]] = {form.technique: form for form in (Svd, Hosvd, Basis, Subspace, Coded, Int8, Int4, Bfloat16, PatchMean)}
 
 
 def form_from_settings(technique: str, settings: Mapping[str, object]) -> Form:

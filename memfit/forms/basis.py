@@ -41,7 +41,7 @@ class Basis:
         for mode in reversed(self._order()):
             grown = (*x.shape[:mode], self.sizes[mode - 1], *x.shape[mode + 1 :])
             x = multiply_mode(as_mode(x, mode, mode + 1), factors[mode]).view(grown)
-        return x
+        return x if factors else x.clone()
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return itemsize * shape[0] * prod(self.ranks)

@@ -6,17 +6,19 @@ root mean square, its gain, which is held beside it. A gain that is not finite m
 Sources: transform coding, Huang & Schultheiss 1963; unbiased rounding, Gupta et al. 2015.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from memfit.allotment import CODES, QUANTISERS, allot, code_deviations, deviations_of_codes
+from memfit.allotment import code_deviations
 from memfit.forms.form import Held
-from memfit.packing import pack_rows, packed_row_bytes, unpack_rows
+from memfit.native import NativeCoder, library, threads
+from memfit.positions import Positions
 from memfit.transform import BlockTransform
 from memfit.tucker import Decompose, decompose_mode
 
@@ -59,22 +61,27 @@ class Coded:
 
     @property
     def products(self) -> int:
-        """Multiplications for each element of the directions kept, one way: what the transform costs."""
-        return (0 if self.basis is None else self.mean.shape[0]) + (self.transform.frequencies if self.transform.frequencies > 1 else 0)
+        """Multiplications for each element, one way: what the transform costs, with cosines along one axis after the other."""
+        return (0 if self.basis is None else self.basis.shape[0]) + sum(size for size in self.blocks if size > 1)
 
     def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         mean_F, basis_RF = self._shipped(x.dtype)
-        gains_B = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
-        deviations, largest = (self.deviations, self.largest)
+        deviations, largest = self.deviations, self.largest
         if deviations is None:
             deviations, largest = self._deviations(x, mean_F, basis_RF)
-        positions = _Positions(deviations, largest, self.transform.blocks_of(tuple(x.shape)), self.sample_bytes)
+        positions = self._positions_of(deviations, largest, tuple(x.shape))
         codes = torch.empty(x.shape[0], positions.row_bytes, dtype=torch.uint8, device=x.device)
-        for start, stop in sample_ranges(x):
-            values, gains_B[start:stop] = self._coefficients(x[start:stop], mean_F, basis_RF)
-            # What is divided by is what is held: rounded to the type of `x`.
-            inverse_B = gains_B[start:stop].to(values.dtype).clamp_min(torch.finfo(x.dtype).tiny).reciprocal_()
-            positions.pack(values.mul_(inverse_B[:, None, None]), self.dither, codes[start:stop])
+        gains_B = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
+        coder = self._coder(positions, x.dtype, tuple(x.shape), mean_F, basis_RF)
+        if coder is not None and not self.dither:
+            for start, stop in [(0, x.shape[0])] if basis_RF is None else sample_ranges(x):
+                coder.encode(self.transform.directions(x[start:stop], basis_RF), codes[start:stop], gains_B[start:stop])
+        else:
+            for start, stop in sample_ranges(x):
+                values, gains_B[start:stop] = self._coefficients(x[start:stop], mean_F, basis_RF)
+                # What is divided by is what is held: rounded to the type of `x`.
+                inverse_B = gains_B[start:stop].to(values.dtype).clamp_min(torch.finfo(x.dtype).tiny).reciprocal_()
+                positions.pack(values.mul_(inverse_B[:, None, None]), self.dither, codes[start:stop])
         if self.deviations is None:
             return codes, gains_B, deviations, gains_B.new_tensor([largest])
         return codes, gains_B
@@ -86,16 +93,23 @@ class Coded:
         if table:
             deviations, largest = table[0], float(table[1])
         assert deviations is not None
-        positions = _Positions(deviations, largest, self.transform.blocks_of(tuple(shape)), self.sample_bytes)
+        positions = self._positions_of(deviations, largest, tuple(shape))
+        coder = self._coder(positions, gains_B.dtype, tuple(shape), mean_F, basis_RF)
         gains_B = gains_B[start:stop]
+        if coder is not None:
+            bounds = self.bounds if basis_RF is None else ()
+            values = coder.decode(codes[start:stop], gains_B, self.dither, bounds)
+            x = self.transform.features(values, tuple(shape), mean_F, basis_RF)
+            return x.clamp_(*self.bounds) if basis_RF is not None and self.bounds else x
         x = self.transform.inverse(  # which is to own the coefficients, and can let them go
             positions.unpack(codes[start:stop], gains_B.to(mean_F.dtype), self.dither), tuple(shape), mean_F, basis_RF, gains_B.dtype
         )
         return x.clamp_(*self.bounds) if self.bounds else x
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        table = 0 if self.deviations is not None else self._positions + itemsize
-        return shape[0] * (self.sample_bytes + itemsize) + table
+        if self.deviations is None:  # most bytes: those of a batch follow from its table
+            return shape[0] * (self.sample_bytes + itemsize) + self._positions + itemsize
+        return shape[0] * (self._positions_of(self.deviations, self.largest, shape).row_bytes + itemsize)
 
     def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         samples = min(shape[0], _samples_at_once(shape, itemsize))
@@ -110,7 +124,7 @@ class Coded:
         share = self._directions / max(1, self.mean.shape[0])
         group = 1.0
         if self.deviations is not None:
-            group = _Positions(self.deviations, self.largest, self.transform.blocks_of(shape), self.sample_bytes).largest_group
+            group = self._positions_of(self.deviations, self.largest, shape).largest_group
         packing = share * (1 + 2.25 * group)
         shipped = 0 if self.basis is None else max(4, itemsize) * self.basis.numel()
         return int(whole * max(2.0, 1 + share, packing)) + shipped + 10 * self._positions + 65536
@@ -127,6 +141,28 @@ class Coded:
         """Mean and basis in the type to work in: float32, or float64 for float64."""
         work = torch.float64 if dtype == torch.float64 else torch.float32
         return self.mean.to(work), None if self.basis is None else self.basis.to(work)
+
+    def _positions_of(self, deviations: Tensor, largest: float, shape: tuple[int, ...]) -> Positions:
+        """Worked out once for each table, which is the same tensor as long as it is held."""
+        known = _POSITIONS.setdefault(deviations, {})
+        key = (largest, self.transform.blocks_of(shape), self.sample_bytes)
+        if key not in known:
+            known[key] = Positions(deviations, *key)
+        return known[key]
+
+    def _coder(
+        self, positions: Positions, dtype: torch.dtype, shape: tuple[int, ...], mean_F: Tensor, basis_RF: Tensor | None
+    ) -> NativeCoder | None:
+        """The C way, where it is there and made for such values."""
+        if library() is None or dtype != torch.float32 or mean_F.device.type != "cpu":
+            return None
+        grid = tuple(size for axis, size in enumerate(shape) if axis not in (0, self.feature))
+        if len(grid) > 2 and self.transform.frequencies > 1:
+            return None
+        if grid not in positions.coders:
+            means_R = mean_F if basis_RF is None else basis_RF @ mean_F
+            positions.coders[grid] = NativeCoder(positions, self.transform, grid, means_R)
+        return positions.coders[grid]
 
     def _coefficients(self, x: Tensor, mean_F: Tensor, basis_RF: Tensor | None) -> tuple[Tensor, Tensor]:
         """Coefficients (samples, P, M) and gains (samples,)."""
@@ -149,62 +185,11 @@ class Coded:
         return code_deviations(total.div_(max(1, x.shape[0] * blocks)).nan_to_num_(0.0).sqrt_())
 
 
-class _Positions:
-    """Positions by the width they get, and their places in a packed sample."""
-
-    def __init__(self, deviations: Tensor, largest: float, blocks: int, sample_bytes: int) -> None:
-        counts = tuple(torch.bincount(deviations, minlength=CODES).tolist())
-        widths = allot(counts, blocks, sample_bytes)
-        self.deviations, self.largest, self.blocks = deviations, largest, blocks
-        by_code = torch.tensor(widths, dtype=torch.uint8, device=deviations.device)
-        self.widths = by_code[deviations.int()]
-        self.present = sorted({width for width, count in zip(widths, counts, strict=True) if width and count})
-        self.row_bytes = sum(
-            packed_row_bytes(blocks * sum(count for w, count in zip(widths, counts, strict=True) if w == width), width)
-            for width in self.present
-        )
-
-    @property
-    def largest_group(self) -> float:
-        """The share of the positions that the most frequent width has."""
-        each = torch.bincount(self.widths.int())[1:] if self.present else self.widths.new_zeros(1)
-        return float(each.max()) / max(1, self.widths.numel())
-
-    def pack(self, values: Tensor, dither: bool, out: Tensor) -> None:
-        """Quantise coefficients (samples, P, M), relative to their gains, into rows of bytes."""
-        for width, positions, steps, at in self._groups(values):
-            chosen = values.index_select(1, positions).div_(steps[:, None])
-            if dither:
-                chosen.add_(torch.rand_like(chosen))
-            chosen.add_(2.0 ** (width - 1))
-            chosen.clamp_(0, 2.0**width - 0.5)  # and truncating to whole numbers rounds down
-            whole = chosen.nan_to_num_(0.0).to(torch.uint8 if width <= 8 else torch.int32)
-            del chosen
-            pack_rows(whole.flatten(1), width, out[:, at : at + packed_row_bytes(whole[0].numel(), width)])
-
-    def unpack(self, codes: Tensor, gains: Tensor, dither: bool) -> Tensor:
-        """Coefficients (samples, P, M) times their gains."""
-        values = torch.zeros(codes.shape[0], self.deviations.shape[0], self.blocks, dtype=gains.dtype, device=gains.device)
-        for width, positions, steps, at in self._groups(gains):
-            count = positions.shape[0] * self.blocks
-            level = unpack_rows(codes[:, at : at + packed_row_bytes(count, width)], width, count).to(values.dtype)
-            level = level.view(codes.shape[0], -1, self.blocks)
-            level.sub_(2.0 ** (width - 1) - (0.0 if dither else 0.5)).mul_(steps[:, None])
-            values.index_copy_(1, positions, level)
-        return values.mul_(gains[:, None, None])
-
-    def _groups(self, like: Tensor) -> Iterator[tuple[int, Tensor, Tensor, int]]:
-        """For each width: its positions, their steps, and where its bytes begin."""
-        by_code, at = deviations_of_codes(self.largest, like), 0
-        for width in self.present:
-            positions = (self.widths == width).nonzero()[:, 0]
-            steps = by_code[self.deviations[positions].int()] * QUANTISERS[width][0]
-            yield width, positions, steps, at
-            at += packed_row_bytes(positions.shape[0] * self.blocks, width)
-
-
 def _samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
-    return max(1, PIECE_BYTES // max(1, itemsize * prod(shape[1:])))
+    return max(threads() if library() else 1, PIECE_BYTES // max(1, itemsize * prod(shape[1:])))
+
+
+_POSITIONS: MutableMapping[Tensor, dict[tuple[float, int, int], Positions]] = WeakTensorKeyDictionary()
 
 
 def sample_ranges(x: Tensor) -> Iterator[tuple[int, int]]:

@@ -26,7 +26,7 @@ class Form(Protocol):
         ...
 
     def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
-        """Samples start..stop-1 of the tensor that was compressed, whose shape was `shape`. Contiguous."""
+        """Samples start..stop-1 of the tensor that was compressed, whose shape was `shape`. Contiguous, of its own."""
         ...
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:

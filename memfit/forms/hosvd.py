@@ -51,7 +51,7 @@ class Hosvd:
             core_LNR = core.reshape(prod(sizes[:mode]), sizes[mode], prod(sizes[mode + 1 :]))
             sizes[mode] = factor.shape[0]
             core = multiply_mode(core_LNR, factor).view(sizes)
-        return core
+        return core if truncated else core.clone()
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         ranks = [min(rank, size) for rank, size in zip(self.ranks, shape, strict=True)]

@@ -59,6 +59,11 @@ def _backward(
 
 def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments: ConvArguments) -> Tensor:
     """Gradient of the weight from the output's gradient and the input."""
+    if _is_pointwise(weight_shape, arguments) and grad.is_contiguous() and x.is_contiguous():
+        total = grad.new_zeros(weight_shape[:2])
+        for sample, values in zip(grad.flatten(2), x.flatten(2), strict=True):
+            total.addmm_(sample, values.mT)
+        return total.view(weight_shape)
     shape_alone = grad.new_empty(1).expand(weight_shape)  # its values are not read
     result = _backward(grad, x, shape_alone, arguments, (False, True, False))[1]
     assert result is not None
@@ -67,10 +72,18 @@ def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments
 
 def _input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
     """The transposed convolution of `grad`. (`convolution_backward` would ask for the input and copy even an empty stand-in.)"""
+    if _is_pointwise(weight.shape, ctx.arguments) and grad.is_contiguous():
+        return torch.matmul(weight.flatten(1).mT, grad.flatten(2)).view(ctx.shape)
     stride, padding, dilation, groups = ctx.arguments
     axes = zip(ctx.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     unread = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
     return torch.convolution(grad, weight, None, stride, padding, dilation, True, unread, groups)
+
+
+def _is_pointwise(weight_shape: torch.Size, arguments: ConvArguments) -> bool:
+    """Whether it is a matrix product at every place: products of samples are faster than what convolutions come down to."""
+    stride, padding, _, groups = arguments
+    return groups == 1 and all(size == 1 for size in (*weight_shape[2:], *stride)) and not any(padding)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, held: HeldTensor | None = None) -> Tensor:

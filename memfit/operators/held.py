@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from memfit.forms import Form, Held
+from memfit.forms import Form, Held, Subspace
 from memfit.shipped import tensors_of
 
 RESTORE_BYTES = 4 << 20  # of dense tensor restored at once; one sample if that is more
@@ -49,7 +49,10 @@ class Hold(nn.Module):
             return None
         with torch.no_grad():
             form = self.form
-            return HeldTensor(form, form.compress(x.detach()))
+            held = form.compress(x.detach())
+            if isinstance(form, Subspace):  # the next step starts from this one's factors
+                self.factors = held[1].to(self.get_buffer("factors").dtype, copy=True)
+            return HeldTensor(form, held)
 
 
 def unpacked(held: HeldTensor | None) -> tuple[Restorable | Tensor | None, ...]:

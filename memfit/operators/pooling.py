@@ -130,3 +130,20 @@ def average_pool(
     """Average pooling of `x` (B, C, H, W) that holds nothing."""
     settings = (kernel, stride or kernel, padding, ceil_mode, count_include_pad, divisor_override)
     return _AveragePool.apply(x, settings)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _AdaptiveAveragePool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: list[int]) -> Tensor:
+        ctx.shape = x.shape
+        return aten._adaptive_avg_pool2d(x, size)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input_shape_alone = grad.new_empty(1).expand(ctx.shape)  # its values are not read
+        return aten._adaptive_avg_pool2d_backward(grad, input_shape_alone), None
+
+
+def adaptive_average_pool(x: Tensor, size: list[int]) -> Tensor:
+    """Average pooling of `x` (B, C, H, W) to planes of that size, that holds nothing."""
+    return _AdaptiveAveragePool.apply(x, size)  # type: ignore[no-any-return,no-untyped-call]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models import PlanState
 from planner.plan import ActivationChoice, Alternative, Certificate, ParameterChoice, Plan
 from planner.plan import Footprint as PlannedFootprint
+from planner.request import BudgetScope
 from service.problems import ProblemDocument
 
 
@@ -21,6 +22,7 @@ class Footprint(BaseModel):
     static_bytes: int = Field(description="Parameters, buffers, gradients, optimizer state and the batch.")
     saved_bytes: int = Field(description="Activations held for the backward pass.")
     transient_bytes: int = Field(description="What the running operation needs.")
+    saved_by_technique: dict[str, int] = Field(default_factory=dict, description="The saved bytes, by the technique that holds them.")
 
     @classmethod
     def of(cls, footprint: PlannedFootprint) -> "Footprint":
@@ -30,6 +32,7 @@ class Footprint(BaseModel):
             static_bytes=footprint.static_bytes,
             saved_bytes=footprint.saved_bytes,
             transient_bytes=footprint.transient_bytes,
+            saved_by_technique=footprint.saved_by_technique,
         )
 
 
@@ -41,6 +44,8 @@ class PlanContent(BaseModel):
     state: PlanState = Field(description="ready: certificate.measured_peak_bytes ≤ budget_bytes.")
     budget_bytes: int | None = Field(None, description="Most bytes the footprint may reach at any moment of the step.")
     headroom_bytes: int | None = Field(None, description="What was asked for beyond that, and is kept free.")
+    budget_scope: BudgetScope | None = Field(None, description="training: of the footprint; process: of the whole process.")
+    runtime_bytes: int | None = Field(None, description="Of a budget of the whole process, what is not the footprint's.")
     fidelity: float | None = Field(None, description="1 − Σ‖g−ĝ‖² / Σ‖g‖² over all trainable parameters, as planned.", examples=[0.998])
     objective: str | None = Field(None, description="What it was chosen for.")
     score: float | None = Field(
@@ -115,6 +120,8 @@ def plan_content(
             "budget_bytes": plan.budget_bytes,
             "fidelity": plan.fidelity,
             "headroom_bytes": plan.headroom_bytes,
+            "budget_scope": plan.budget_scope,
+            "runtime_bytes": plan.runtime_bytes if plan.budget_scope == "process" else None,
             "objective": plan.objective,
             "score": plan.score,
             "bound": plan.bound,

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from planner.errors import BadBudget
-from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budget
+from planner.request import BudgetScope, Optimizer, PlanRequest, ProfileSettings, parse_budget
 from service.body import Body
 
 DIGEST_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -86,6 +86,9 @@ class PlanBody(SettingsBody):
         "energy", description="What is kept most of: the energy of all gradients together, or of each parameter's its own share."
     )
     own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
+    budget_scope: BudgetScope = Field(
+        "training", description="What the budget is of: the footprint of the step, or the whole process that trains."
+    )
     device: str | None = Field(
         None, description="A device, instead of a budget: its memory less what its system takes.", examples=["raspberry-pi-4b-2gb"]
     )
@@ -131,4 +134,5 @@ class PlanBody(SettingsBody):
             min_fidelity=self.min_fidelity,
             objective=self.objective,
             headroom=parse_budget(str(self.headroom)) if self.headroom is not None else None,
+            budget_scope=self.budget_scope,
         )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Svd
+from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.operators import held
 from memfit.operators.conv import convolution
 from memfit.operators.held import HeldTensor, Hold
@@ -67,7 +67,7 @@ def bases(draw: st.DrawFn, shape: tuple[int, ...]) -> Basis:
     """Fixed random directions of any ranks."""
     ranks = tuple(draw(st.integers(1, size)) for size in shape[1:])
     factors = [torch.linalg.qr(random((n, n), n))[0][:, :r].flatten() for n, r in zip(shape[1:], ranks, strict=True) if r < n]
-    return Basis(shape[1:], ranks, torch.cat([torch.zeros(0, dtype=torch.float64), *factors]))
+    return draw(st.sampled_from([Basis, Subspace]))(shape[1:], ranks, torch.cat([torch.zeros(0, dtype=torch.float64), *factors]))
 
 
 @st.composite

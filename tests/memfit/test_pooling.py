@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memfit.operators import pooling
-from memfit.operators.pooling import Window, average_pool, max_pool
+from memfit.operators.pooling import Window, adaptive_average_pool, average_pool, max_pool
 
 F = torch.nn.functional
 sides = st.integers(1, 3)
@@ -67,3 +67,27 @@ def test_average_pooling_is_torchs_and_holds_nothing(kernel: int, stride: int, c
     grad = torch.randn_like(result)
     for ours, truth in zip(torch.autograd.grad(result, x, grad), torch.autograd.grad(plain, x, grad), strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+
+
+@given(height=st.integers(1, 7), width=st.integers(1, 7), batch=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_adaptive_average_pooling_is_torchs_and_holds_nothing(height: int, width: int, batch: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    ours = torch.randn(batch, 2, 7, 9, dtype=torch.float64, requires_grad=True)
+    truth = ours.detach().clone().requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = adaptive_average_pool(ours, [height, width])
+    assert not kept
+    plain = F.adaptive_avg_pool2d(truth, (height, width))
+    torch.testing.assert_close(result, plain)
+    grad = torch.randn_like(result)
+    result.backward(grad)
+    plain.backward(grad)
+    assert ours.grad is not None and truth.grad is not None
+    assert float((ours.grad - truth.grad).norm() / truth.grad.norm()) <= 1e-10

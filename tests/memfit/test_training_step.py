@@ -159,3 +159,29 @@ def test_a_split_that_more_than_one_value_crosses_is_refused() -> None:
         recipe = dataclasses.replace(graph.exact_recipe("mse"), split=operation, slice=1)
         with pytest.raises(ValueError, match="divides the model after"):
             TrainingStep(apply(graph.program, recipe), lr=0.1)
+
+
+class Labelling(nn.Module):
+    """Returns the mean loss over the places whose label counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.head(x).mT, labels)}
+
+
+def test_parts_of_a_models_own_loss_are_refused_where_they_would_not_add_up() -> None:
+    x, labels = torch.randn(4, 5, 3, dtype=torch.float64), torch.randint(4, (4, 5))
+    model = Labelling().double()
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(2))
+    graph = capture(torch.export.export(model, (x, labels), dynamic_shapes=dynamic))
+    step = TrainingStep(apply(graph.program, dataclasses.replace(graph.exact_recipe("output:loss"), micro_batch=2)), lr=0.0)
+    labels[:, -1] = -100  # evenly
+    step.backward((x, labels))
+    model(x, labels)["loss"].backward()
+    torch.testing.assert_close(step.model.get_parameter("head.weight").grad, model.head.weight.grad)
+    labels[3, :2] = -100
+    with pytest.raises(ValueError, match="not spread evenly"):
+        step.backward((x, labels))

@@ -60,6 +60,34 @@ class Attending(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+class Gated(nn.Module):
+    """Every norm and activation function that works itself out again, unequal branches, pooling, padding, upsampling, and attention
+    whose queries, keys and values are views of one tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(12, 6, 3)
+        self.group, self.layer, self.root = nn.GroupNorm(3, 6), nn.LayerNorm(6), nn.RMSNorm(6)
+        self.attention, self.gate, self.head = nn.Linear(6, 18), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.silu(self.group(self.stem(image)))
+        x = torch.cat([F.avg_pool2d(x, 2), F.adaptive_avg_pool2d(F.hardswish(x), (3, 4))], 1)
+        x = F.mish(self.wide(F.pad(F.interpolate(x, scale_factor=2.0), (0, 1))))
+        tokens = self.layer(F.softplus(x).flatten(2).transpose(1, 2))
+        q, k, v = (part.unflatten(-1, (2, 3)).transpose(1, 2) for part in self.attention(self.root(tokens)).chunk(3, -1))
+        tokens = tokens + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+        tokens = F.softmax(F.elu(tokens), -1) * torch.sigmoid(self.gate(F.gelu(tokens))) + torch.tanh(tokens)
+        result: Tensor = self.head(tokens.mean(1))
+        return result
+
+
+def gated_sample(batch: int = 5) -> dict[str, Tensor]:
+    torch.manual_seed(4)
+    return {"inputs.0": torch.randn(batch, 3, 6, 8), "targets": torch.randint(4, (batch,))}
+
+
 def convolutional_sample(batch: int = 8) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return {"inputs.0": torch.randn(batch, 3, 12, 20), "targets": torch.randint(5, (batch,))}
@@ -86,6 +114,8 @@ def graph_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[TrainingGra
     if name == "convolutional":
         model, sample, loss = Convolutional(), convolutional_sample(), "cross_entropy"
         model.norm.running_mean, model.norm.running_var = torch.randn(8) * 0.1, torch.rand(8) + 0.5
+    elif name == "gated":
+        model, sample, loss = Gated(), gated_sample(), "cross_entropy"
     else:
         model, sample, loss = Attending(), attending_sample(), "output:loss"
     sample = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in sample.items()}

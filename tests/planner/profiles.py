@@ -69,7 +69,17 @@ def step(
         batch_size=size,
         operations=tuple(
             Operation(
-                f"op{i}", "op", inputs[i], reads[i], draw(amounts), draw(amounts), draw(st.integers(0, 2)), draw(tenths), draw(tenths)
+                f"op{i}",
+                "op",
+                inputs[i],
+                reads[i],
+                forward_bytes=draw(amounts),
+                backward_bytes=draw(amounts),
+                internal_bytes=draw(st.integers(0, 2)),
+                ranged_bytes=draw(st.integers(0, 2)),
+                passed_bytes=draw(amounts),
+                forward_seconds=draw(tenths),
+                backward_seconds=draw(tenths),
             )
             for i in range(len(reads))
         ),

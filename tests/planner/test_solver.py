@@ -35,8 +35,9 @@ def test_the_timeline_is_a_walk_through_the_step(profile: Profile, optimizer: Op
     schedule = data.draw(st.sampled_from(schedules(profile, request(1, optimizer))))
     plans = list(every_plan(step_of(profile, schedule), [p.name for p in profile.parameters]))
     choices = data.draw(st.sampled_from(plans))
-    predicted = {f.moment: f.total_bytes for f in timeline(profile, optimizer, schedule).predict(choices)}
-    assert predicted == footprint(profile, choices, optimizer, schedule)
+    footprints = timeline(profile, optimizer, schedule).predict(choices)
+    assert {f.moment: f.total_bytes for f in footprints} == footprint(profile, choices, optimizer, schedule)
+    assert all(sum(f.saved_by_technique.values()) == f.saved_bytes for f in footprints)
 
 
 @given(profile=small_profiles())

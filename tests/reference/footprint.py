@@ -95,9 +95,15 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
             if i in first_holders:
                 moments.append((Moment("compress", names[i]), each.start + i - each.operations[0] - 0.5))
             moments.append((Moment("forward", names[i]), each.start + i - each.operations[0]))
-        moments += [(Moment("backward", names[i]), each.backward(i)) for i in reversed(each.operations)]
+        for i in reversed(each.operations):
+            moments.append((Moment("backward", names[i]), each.backward(i)))
+            if schedule.early_updates:
+                moments += [(Moment("update", p.name), each.backward(i) + 0.25) for p in profile.parameters if _completes(step, p.name, i)]
         for moment, time in moments:
             total = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, time)
+            if moment.phase == "update":
+                own = next(p for p in profile.parameters if p.name == moment.operation)
+                total += 2 * own.bytes * (optimizer.states == 2 and own.name in choices.trained)
             if runs:
                 total += _live(profile, schedule, step, choices, each, time) + (crossing(profile, cut) if cut >= 0 else 0)
             bytes_at[moment] = total
@@ -106,6 +112,11 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
     if optimizer.states == 2 and not schedule.early_updates:
         bytes_at[end] += 2 * max(parameter.bytes for parameter in profile.parameters)
     return bytes_at
+
+
+def _completes(step: Step, parameter: str, operation: int) -> bool:
+    """Whether an operation's backward is the last that a parameter's gradient has a part from."""
+    return operation == next((i for i, each in enumerate(step.operations) if parameter in each.parameters), None)
 
 
 def crossing(profile: Profile, cut: int) -> int:
@@ -117,7 +128,6 @@ def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # t
     """Bytes of gradients, optimizer state and updates, and of what the checkpoint brings for the forms."""
     step = step_of(profile, schedule)
     total = sum(option(step, a, f, o).shipped_bytes for (a, f), o in choices.forms.items())
-    adams_temporaries = 2 if optimizer.states == 2 else 0
     for parameter in profile.parameters:
         if parameter.name not in choices.trained:
             continue
@@ -128,7 +138,7 @@ def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # t
         n, here = next((n, each) for n, each in enumerate(passes) if reading[0] in each.operations)
         readers = [here.backward(i) for i in reading]
         growing = min(readers) <= time <= max(readers)
-        total += adams_temporaries * parameter.bytes * (schedule.early_updates and time == max(readers))
+        applied = time == max(readers) + 0.25  # the whole gradient's update, or that of another one of the same operation
         if n == 1:  # before the split: slices add up
             total += (
                 parameter.bytes * (time >= here.start - 0.5 and not (schedule.early_updates and time == 4000)) + parameter.bytes * growing
@@ -136,7 +146,7 @@ def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # t
         elif schedule.micro_batch < profile.steps[0].batch_size:
             total += parameter.bytes + parameter.bytes * growing
         elif schedule.early_updates:
-            total += parameter.bytes * growing
+            total += parameter.bytes * (growing or applied)
         else:
             total += parameter.bytes * (time >= min(readers))
     return int(total)
@@ -156,6 +166,7 @@ def _live(profile, schedule, step, choices, each, time) -> int:  # type: ignore[
         passes = needs_gradient(step, choices.trained, i)
         total += operation.forward_bytes * (time == forward(i))
         total += operation.backward_bytes * (passes and time == each.backward(i))
+        total += operation.passed_bytes * (passes and time == each.backward(i) + 0.25)
         total += operation.internal_bytes * (passes and forward(i) < time <= each.backward(i))
     for a, activation in enumerate(step.activations):
         released = min(h.operation for h in activation.holders)
@@ -167,7 +178,8 @@ def _live(profile, schedule, step, choices, each, time) -> int:  # type: ignore[
                 option = form.options[choices.forms[a, f]]
                 total += option.held_bytes * (forward(min(holders)) - 0.5 <= time <= each.backward(min(holders)))
                 total += option.compress_bytes * (time == forward(min(holders)) - 0.5)
-                total += option.restore_bytes * sum(time == each.backward(h) for h in holders)
+                ranged = [option.restore_bytes + step.operations[h].ranged_bytes * (option.restore_bytes > 0) for h in holders]
+                total += sum(more for h, more in zip(holders, ranged, strict=True) if time == each.backward(h))
     return int(total)
 
 

@@ -177,7 +177,11 @@ def test_a_profile_shows_what_was_measured_and_is_measured_once(service: Running
     assert profile["state"] == "ready"
     assert profile["measured"]["steps"][0]["batch_size"] == profile["settings"]["batch_size"] == BATCH
     assert profile["measured"]["steps"][0]["activations"]
-    assert profile["measured"]["plain"]
+    assert profile["measured"]["plain"] and profile["measured"]["runtime_bytes"] > 0
+    moments = {(each["phase"], each["operation"]) for each in profile["timeline"]}
+    assert {("forward", "loss"), ("backward", "loss"), ("update", "optimizer")} <= moments
+    assert all(sum(each["saved_by_technique"].values()) == each["saved_bytes"] for each in profile["timeline"])
+    assert any(each["saved_by_technique"].get("keep") for each in profile["timeline"])
     again = service.client.post("/v1/profiles", json={"model": first["model"], "sample": first["sample"]})
     assert (again.status_code, again.json()["id"], again.json()["job"]) == (202, first["profile"], profile["job"])
 

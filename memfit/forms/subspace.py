@@ -1,0 +1,56 @@
+"""Tucker core in factors that follow the data: each step improves the last step's by one iteration, and nothing is decomposed."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from memfit.forms.basis import Basis
+from memfit.forms.form import Held
+from memfit.tucker import Decompose, as_mode, decompose_mode, multiply_mode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subspace(Basis):
+    """The projection on directions of every mode but the samples, from one subspace iteration on those of the step before.
+
+    The factors of the first step are shipped. `compress` leaves `factors` as they are and holds its own, which `memfit.operators.held.Hold`
+    takes over for the next step; another number of samples does not matter, since the samples have no factor. Modes are worked on
+    one after the other, the most shrinking first, each in the core that the others before it left.
+
+    Source: arXiv 2505.05086 (ASI), there with all modes from the whole tensor.
+    """
+
+    technique: ClassVar[str] = "subspace"
+
+    def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
+        core, before, found = x.contiguous(), self._factors(x.dtype), {}
+        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        for mode in self._order():
+            whole_LNR = as_mode(core, mode, mode + 1)
+            projected_LRR = multiply_mode(whole_LNR, before[mode].mT)
+            iterated_NR = torch.zeros(whole_LNR.shape[1], projected_LRR.shape[1], dtype=work, device=x.device)
+            for samples in range(x.shape[0]):  # a sample is a run of the first axis, whatever the mode
+                run = slice(samples * whole_LNR.shape[0] // x.shape[0], (samples + 1) * whole_LNR.shape[0] // x.shape[0])
+                iterated_NR += (whole_LNR[run].to(work) @ projected_LRR[run].to(work).mT).sum(0)
+            factor = torch.linalg.qr(iterated_NR)[0].to(x.dtype)
+            # A tensor of few directions leaves the others of the factor to chance: those before are as good.
+            found[mode] = torch.where(factor.isfinite().all(), factor, before[mode])
+            shape = (*core.shape[:mode], self.ranks[mode - 1], *core.shape[mode + 1 :])
+            core = multiply_mode(whole_LNR, found[mode].mT).view(shape)
+        flat = [found[mode].flatten() for mode in sorted(found)]
+        return core if found else core.clone(), torch.cat(flat) if flat else x.new_empty(0)
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+        core, factors = held
+        return Basis(self.sizes, self.ranks, factors).restore((core,), shape, start, stop)
+
+    def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        return itemsize * (shape[0] * prod(self.ranks) + self.factors.numel())
+
+    def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        # Beside the cores: a sample of either widened, its products, and QR's own.
+        sample = max(4, itemsize) * prod(self.sizes)
+        return Basis.compress_bytes(self, shape, itemsize) + 3 * sample + 6 * max(4, itemsize) * self.factors.numel() + 65536

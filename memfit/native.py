@@ -1,0 +1,150 @@
+"""The C way of `memfit.forms.coded`, for float32 on a CPU, where installing memfit found a compiler. `python -m memfit.native` tells.
+
+It codes without copies of the coefficients and within one sample, several times as fast; what it holds and restores is what the torch
+operations would, but for rounding. MEMFIT_NATIVE=0 in the environment leaves it out.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+
+from memfit.positions import Positions
+from memfit.transform import BlockTransform, cosines
+
+MOST_THREADS = 4
+RUN = 512  # MEMFIT_RUN of coded.c
+
+
+class _Plan(ctypes.Structure):
+    """`Plan` of coded.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("planes", "height", "width", "block_height", "block_width")),
+        *((name, ctypes.c_void_p) for name in ("cosines_height", "cosines_width", "means", "widths", "steps", "places")),
+        ("groups", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("group_widths", "group_counts", "group_places")),
+        *((name, ctypes.c_int64) for name in ("row_bytes", "code_bytes")),
+        *((name, ctypes.c_float) for name in ("shift", "low", "high")),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The built code; None where there is none."""
+    found = find_spec("memfit._coded") if os.environ.get("MEMFIT_NATIVE") != "0" else None
+    if found is None or found.origin is None:
+        return None
+    loaded = ctypes.CDLL(found.origin)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    loaded.memfit_encode.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, pointer)
+    loaded.memfit_decode.argtypes = (pointer, pointer, pointer, integer, pointer, pointer, pointer)
+    for function in (loaded.memfit_encode, loaded.memfit_decode):
+        function.restype = None
+    return loaded
+
+
+class NativeCoder:
+    """Planes (samples, R, grid) to rows of bytes and gains, and back.
+
+    Attributes:
+        scratch_bytes: of each thread, while it works.
+    """
+
+    def __init__(self, positions: Positions, transform: BlockTransform, grid: tuple[int, ...], means_R: Tensor) -> None:
+        blocks = transform.blocks
+        if transform.frequencies == 1:
+            grid, blocks = (1, prod(grid)), (1, 1)
+        (height, width), (block_height, block_width) = (1, 1, *grid)[-2:], (1, 1, *blocks)[-2:]
+        # Codes of more than a byte first, where they are aligned.
+        order = sorted(range(len(positions.groups)), key=lambda n: positions.groups[n][0] <= 8)
+        group_places, places, at = [0] * len(order), torch.zeros(positions.count, dtype=torch.int64), 0
+        for n in order:
+            bits, members, _, _ = positions.groups[n]
+            size = positions.blocks * (2 if bits > 8 else 1)
+            group_places[n] = at
+            places[members] = at + size * torch.arange(members.shape[0])
+            at += size * members.shape[0]
+        self._arrays = (
+            cosines(block_height).float().contiguous(),
+            cosines(block_width).float().contiguous(),
+            means_R.contiguous(),
+            positions.widths,
+            positions.steps.float(),
+            places,
+            torch.tensor([width for width, *_ in positions.groups], dtype=torch.int64),
+            torch.tensor([members.shape[0] * positions.blocks for _, members, _, _ in positions.groups], dtype=torch.int64),
+            torch.tensor(group_places, dtype=torch.int64),
+        )
+        addresses = [array.data_ptr() for array in self._arrays]
+        self._sizes = (means_R.shape[0], height, width, block_height, block_width)
+        self._fields = (*self._sizes, *addresses[:6], len(order), *addresses[6:], positions.row_bytes, at)
+        self.row_bytes, self.shape = positions.row_bytes, (means_R.shape[0], height * width)
+        self._code_bytes = -(-at // 64) * 64
+        lanes, columns = -(-block_width // 8) * 8, width // block_width
+        run = max(1, RUN // columns)  # rows of blocks
+        floats = block_width * lanes + (3 + block_height) * (run * width + lanes) + run * columns * lanes + 64
+        self.scratch_bytes = self._code_bytes + 4 * floats
+
+    def encode(self, values: Tensor, codes: Tensor, gains: Tensor) -> None:
+        """Code contiguous float32 `values` into `codes` (samples, row_bytes) and `gains` (samples,)."""
+        plan, native = _Plan(*self._fields, 0.5, 0.0, 0.0), library()
+        assert native is not None and values.is_contiguous() and codes.is_contiguous()
+
+        def work(start: int, stop: int, scratch: int) -> None:
+            arrays = (values[start:].data_ptr(), stop - start, codes[start:].data_ptr(), gains[start:].data_ptr())
+            native.memfit_encode(ctypes.byref(plan), *arrays, scratch, scratch + self._code_bytes)
+
+        self._by_threads(values.shape[0], work)
+
+    def decode(self, codes: Tensor, gains: Tensor, dither: bool, bounds: tuple[float, ...]) -> Tensor:
+        """Values (samples, R, places), inside the bounds."""
+        low, high = (*bounds, *(-float("inf"), float("inf"))[len(bounds) :])
+        plan, native = _Plan(*self._fields, 0.0 if dither else 0.5, low, high), library()
+        values = torch.empty(codes.shape[0], *self.shape)
+        codes = codes.contiguous()
+        assert native is not None
+
+        def work(start: int, stop: int, scratch: int) -> None:
+            arrays = (codes[start:].data_ptr(), gains[start:].data_ptr(), stop - start, values[start:].data_ptr())
+            native.memfit_decode(ctypes.byref(plan), *arrays, scratch, scratch + self._code_bytes)
+
+        self._by_threads(codes.shape[0], work)
+        return values
+
+    def _by_threads(self, samples: int, work: Callable[[int, int, int], None]) -> None:
+        count = min(samples, threads())
+        if not count:
+            return
+        size = -(-self.scratch_bytes // 64) * 64
+        scratch = torch.empty(count * size, dtype=torch.uint8)
+        cuts = [samples * n // count for n in range(count + 1)]
+        jobs = [(start, stop, scratch.data_ptr() + n * size) for n, (start, stop) in enumerate(pairwise(cuts))]
+        if count == 1:
+            work(*jobs[0])
+        else:
+            list(_pool().map(lambda job: work(*job), jobs))
+
+
+def threads() -> int:
+    """Samples that are coded at the same time."""
+    return min(MOST_THREADS, torch.get_num_threads())
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MOST_THREADS, "memfit-coded")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
+if __name__ == "__main__":
+    print("built" if library() else "not built: torch operations do its work")
