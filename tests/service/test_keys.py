@@ -136,6 +136,7 @@ def test_keys_are_made_shown_and_revoked_from_the_command_line(tmp_path: Path) -
         assert ann.get("/v1/plans").status_code == 200
         id = made.stderr.split("(")[1].split(")")[0]
         assert memfit("keys", "revoke", id, *data).returncode == 0
+        until(lambda: ann.get("/v1/plans").status_code != 200, 3 * SECONDS_TO_KNOW)
         assert "revoked" in problem(ann.get("/v1/plans"), 401, "unauthorized")["detail"]
         ann.close()
     assert memfit("keys", "revoke", "nothing", *data).returncode == 2
