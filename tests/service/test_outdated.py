@@ -17,7 +17,7 @@ def test_an_outdated_profile_and_plan_are_a_problem_until_they_are_made_anew(tmp
         plan = service.until(f"/v1/plans/{plan['id']}", lambda plan: plan["state"] in FINISHED)
         profile = service.client.get(f"/v1/profiles/{plan['profile']}").raise_for_status().json()
         assert profile["measured"]["plain_peak_bytes"]
-        assert service.client.get(f"/v1/profiles/{plan['profile']}?measured=false").json() == profile | {"measured": None}
+        assert service.client.get(f"/v1/profiles/{plan['profile']}?measured=false").json() == profile | {"measured": None, "timeline": None}
         content = b'{"shape": "of another time"}'
         digest = hashlib.sha256(content).hexdigest()
         (file := tmp_path / "old").write_bytes(content)
