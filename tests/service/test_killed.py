@@ -40,7 +40,7 @@ def test_jobs_end_once_though_workers_api_and_postgres_are_killed(tmp_path: Path
 
         restarts = [service.add_api().restart, restart_postgres]
         files = upload(service, model_file, sample_file)
-        with killing(restarts, 4.0) as kills, service.client as client:
+        with killing(restarts, 4.0, 1.05) as kills, service.client as client:
             plans = [ask(client, number, *files) for number in range(JOBS)]
             restarts += [service.add_worker().restart for _ in range(3)]
             states = wait(client, plans)
@@ -60,7 +60,7 @@ def test_jobs_end_once_though_the_program_is_killed(tmp_path: Path, model_file: 
             program.restart()
             service.wait_for_api()
 
-        with killing([restart], 15.0) as kills, service.client as client:
+        with killing([restart], 8.0, 1.3) as kills, service.client as client:
             plans = [ask(client, number, *files) for number in range(JOBS)]
             states = wait(client, plans)
         service.wait_for_api()
@@ -91,7 +91,7 @@ def check(service: Clustered, url: str, files: Path, plans: list[str], states: l
 
 
 @contextmanager
-def killing(restarts: list[Callable[[], None]], pause: float) -> Iterator[Counter[int]]:
+def killing(restarts: list[Callable[[], None]], pause: float, growth: float) -> Iterator[Counter[int]]:
     """Within the block, one after the other is killed by chance; more seldom as time goes by, so that all ends on a busy machine too."""
     over, kills = Event(), Counter[int]()
 
@@ -101,7 +101,7 @@ def killing(restarts: list[Callable[[], None]], pause: float) -> Iterator[Counte
             chosen = chance.randrange(len(restarts))
             restarts[chosen]()
             kills[chosen] += 1
-            seconds *= 1.05
+            seconds *= growth
 
     killer = Thread(target=kill)
     killer.start()
