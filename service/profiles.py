@@ -149,7 +149,7 @@ def request_profile(body: ProfileBody, response: Response, caller: CallerDep, co
             give_to(record, job := queue.add(session, JobKind.PROFILE, record.id, context.settings.queue, after=record.id))
             hold(session, caller, "job", job.id)
     response.headers["location"] = f"/v1/profiles/{record.id}"
-    return _profile_answer(record, None)
+    return _profile_answer(record)
 
 
 @router.get("/{id}", response_model=ProfileAnswer)
@@ -163,7 +163,9 @@ def get_profile(
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
-    answer = _profile_answer(record, None).model_dump_json().encode()
+    known = read_profile(context.store, record) if measured else None
+    timeline = None if known is None else tuple(map(Footprint.of, plain_timeline(known)))
+    answer = _profile_answer(record, timeline).model_dump_json().encode()
     content = read_profile_json(context.store, record) if measured else None
     return Response(answer if content is None else answer.replace(EMPTY, b'"measured":' + content, 1), media_type="application/json")
 
@@ -209,7 +211,7 @@ def get_frontier(
     return FrontierAnswer(points=tuple(map(FrontierPoint.of, frontier(measured, request, points))))
 
 
-def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileAnswer:
+def _profile_answer(record: ProfileRecord, timeline: tuple[Footprint, ...] | None = None) -> ProfileAnswer:
     return ProfileAnswer(
         id=record.id,
         state=ProfileState(record.state),
@@ -217,8 +219,8 @@ def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileA
         sample=record.sample_digest,
         settings=settings_of(record),
         job=record.job_id,
-        measured=measured,
-        timeline=None if measured is None else tuple(map(Footprint.of, plain_timeline(measured))),
+        measured=None,  # its bytes are put in as they were written
+        timeline=timeline,
         problem=PROBLEM.validate_json(record.problem_json).as_json() if record.problem_json is not None else None,
         created_at=record.created_at,
     )
