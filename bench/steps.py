@@ -18,8 +18,9 @@ from torch.fx import GraphModule
 
 from bench import models
 from bench.tables import write_between
-from memfit.forms import Form, Hosvd
+from memfit.forms import Form, Hosvd, Subspace
 from memfit.losses import loss_of
+from memfit.native import library
 from memfit.recipe import HeldForm
 from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
@@ -27,7 +28,7 @@ from planner.capture import TrainingGraph, capture
 from planner.fidelity import holders_of_values, measure_spectra
 from planner.sample import Batch, batches_of
 from planner.spectra import Spectra
-from planner.techniques import settings_of
+from planner.techniques import basis_form, settings_of
 
 MODELS = ("resnet_18", "mobilenet_v2")
 SHARE = 10
@@ -55,7 +56,13 @@ def hosvd(spectra: Spectra, most_bytes: int) -> Form | None:
     return best
 
 
-TECHNIQUES: dict[str, Callable[[Spectra, int], Form | None]] = {"coded, static": coded, "coded, adaptive": adaptive, "HOSVD a batch": hosvd}
+TECHNIQUES: dict[str, Callable[[Spectra, int], Form | None]] = {
+    "coded, static": coded,
+    "coded, adaptive": adaptive,
+    "basis": basis_form,
+    "subspace": lambda spectra, most_bytes: basis_form(spectra, most_bytes, Subspace),
+    "HOSVD a batch": hosvd,
+}
 
 
 def held_module(graph: TrainingGraph, loss: str, spectra: dict[str, Spectra], make: Callable[[Spectra, int], Form | None]) -> GraphModule:
@@ -115,7 +122,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     rows = [measure(name) for name in arguments.parse_args().models]
-    note = f"A step with every trainable layer's input in 1/{SHARE} of its bytes, of the plain step's seconds, by `python -m bench.steps`."
+    way = "in C" if library() else "by torch operations"
+    note = (
+        f"A step with every trainable layer's input in 1/{SHARE} of its bytes, of the plain step's seconds, `coded` {way}, "
+        "by `python -m bench.steps`."
+    )
     write_between("steps", note, ["model", "plain", *TECHNIQUES], rows)
 
 
