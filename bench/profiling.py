@@ -1,7 +1,7 @@
 """Seconds and memory of a profile, in plain steps: `python -m bench.profiling`.
 
 ResNet-18 at 8×3×224×224 with the whole menu. Plain steps and the profile each run in a process of their own; memory is the process's
-highest resident set. Plain steps are timed before and after the profile, so that the ratio is of the same minutes.
+highest resident set. Seconds are the processor's, of one thread, so that other work on the machine changes them little.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import torch
 
@@ -24,7 +24,7 @@ from planner.profiling import make_profile
 from planner.request import ProfileSettings
 from planner.sample import batches_of
 
-STEPS = 6
+STEPS = 5
 
 
 def plain(graph: TrainingGraph, name: str) -> float:
@@ -33,25 +33,25 @@ def plain(graph: TrainingGraph, name: str) -> float:
     batch = batches_of(models.sample(name), graph.inputs, case.loss, case.batch)[0]
     seconds = []
     for _ in range(STEPS):
-        started = perf_counter()
+        started = process_time()
         loss_of(case.loss, graph.module(*batch.inputs), batch.targets).backward()
         graph.module.zero_grad(set_to_none=True)
-        seconds.append(perf_counter() - started)
+        seconds.append(process_time() - started)
     return median(seconds[1:])
 
 
 def profiled(graph: TrainingGraph, name: str) -> float:
     """Seconds of a profile. Stages are told on standard error."""
-    started, told = perf_counter(), ""
+    started, told = process_time(), ""
 
     def tell(done: float, stage: str) -> None:
         nonlocal told
         if stage != told:
-            print(f"{perf_counter() - started:6.1f} s {stage}", file=sys.stderr, flush=True)
+            print(f"{process_time() - started:6.1f} s {stage}", file=sys.stderr, flush=True)
         told = stage
 
     make_profile(graph, models.sample(name), ProfileSettings(models.CASES[name].loss, batch_size=models.CASES[name].batch), tell)
-    return perf_counter() - started
+    return process_time() - started
 
 
 def measure(name: str, model: Path, what: str) -> tuple[float, int]:
@@ -68,6 +68,7 @@ def main() -> None:
     arguments.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.measure:
+        torch.set_num_threads(1)
         return_freed_memory()
         graph = capture(torch.export.load(given.file))
         seconds = (plain if given.measure == "plain" else profiled)(graph, given.models[0])
@@ -78,12 +79,12 @@ def main() -> None:
         for name in given.models:
             model = Path(folder) / f"{name}.pt2"
             models.export(name, model)
-            before, step_bytes = measure(name, model, "plain")
+            step, step_bytes = measure(name, model, "plain")
             seconds, profile_bytes = measure(name, model, "profile")
-            step = (before + measure(name, model, "plain")[0]) / 2
             row = [name, f"{step:.2f} s", f"{seconds:.1f} s", f"{seconds / step:.1f}", f"{profile_bytes / step_bytes:.2f}"]
             rows.append(row)
             print(" | ".join(row), flush=True)
+    torch.set_num_threads(1)  # as those processes have
     note = "A profile with the whole menu, against plain steps and their process's highest resident set, by `python -m bench.profiling`."
     write_between("profiling", note, ["model", "plain step", "profile", "time ÷ step", "memory ÷ step"], rows)
 
