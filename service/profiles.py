@@ -25,10 +25,8 @@ from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
 from service.store import Store
-from service.stored import Outdated, read_profile, read_profile_json
+from service.stored import Outdated, read_profile
 from service.uploads import find_model, find_sample
-
-EMPTY = b'"measured":null'
 
 
 class NotReady(Problem):
@@ -163,9 +161,13 @@ def get_profile(
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
-    answer = _profile_answer(record, None).model_dump_json().encode()
-    content = read_profile_json(context.store, record) if measured else None
-    return Response(answer if content is None else answer.replace(EMPTY, b'"measured":' + content, 1), media_type="application/json")
+
+    def render() -> bytes:
+        return _profile_answer(record, read_profile(context.store, record) if measured else None).model_dump_json().encode()
+
+    ready = measured and record.state == ProfileState.READY  # the same until it is measured anew
+    answer = context.rendered.get(f"{id} {record.content_digest}", render) if ready else render()
+    return Response(answer, media_type="application/json")
 
 
 @router.get("/{id}/frontier")

@@ -13,7 +13,6 @@ from service.problems import Problem
 from service.store import Store
 
 Result = TypeVar("Result")
-_read_before: set[str] = set()  # digests of profiles whose JSON is what this memfit would write
 
 
 class Outdated(Problem):
@@ -40,25 +39,6 @@ def read_profile(store: Store, record: ProfileRecord) -> Profile | None:
             model=record.model_digest,
             sample=record.sample_digest,
         ) from error
-
-
-def read_profile_json(store: Store, record: ProfileRecord) -> bytes | None:
-    """What was measured, as JSON; None if it was not yet. Of a file that was read once, its bytes: it never changes.
-
-    Raises:
-        Outdated: by a memfit that wrote profiles otherwise.
-    """
-    if record.content_digest not in _read_before:
-        profile = read_profile(store, record)
-        if profile is None or record.content_digest is None:
-            return None
-        written = PROFILE.dump_json(profile)
-        content = store.path("profiles", record.content_digest).read_bytes()
-        if written != content:  # an earlier memfit left out what has a value by default
-            return written
-        _read_before.add(record.content_digest)
-        return content
-    return store.path("profiles", record.content_digest).read_bytes()
 
 
 def read_plan(record: PlanRecord) -> Plan | None:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from models.base import now
-from service.keys import Scope, add_key
-from tests.service.running import ROOT, Running, problem, running
+from service.keys import SECONDS_TO_KNOW, Scope, add_key
+from tests.service.running import ROOT, Running, problem, running, until
 
 BOTH: tuple[Scope, ...] = ("read", "write")
 
@@ -32,6 +32,7 @@ def test_once_there_is_a_key_one_is_needed(keyed: Running) -> None:
     assert keyed.client.get("/v1/plans").status_code == 200
     with client_of(keyed, "ann") as ann:
         assert ann.get("/v1/plans").json() == {"plans": []}
+        until(lambda: keyed.client.get("/v1/plans").status_code != 200, 3 * SECONDS_TO_KNOW)
         answer = keyed.client.get("/v1/plans")
         problem(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -135,6 +136,7 @@ def test_keys_are_made_shown_and_revoked_from_the_command_line(tmp_path: Path) -
         assert ann.get("/v1/plans").status_code == 200
         id = made.stderr.split("(")[1].split(")")[0]
         assert memfit("keys", "revoke", id, *data).returncode == 0
+        until(lambda: ann.get("/v1/plans").status_code != 200, 3 * SECONDS_TO_KNOW)
         assert "revoked" in problem(ann.get("/v1/plans"), 401, "unauthorized")["detail"]
         ann.close()
     assert memfit("keys", "revoke", "nothing", *data).returncode == 2

@@ -16,8 +16,8 @@ def test_an_outdated_profile_and_plan_are_a_problem_until_they_are_made_anew(tmp
         plan = post_plan(service, {"budget": "1 KiB"}, model_file.read_bytes(), sample_file.read_bytes()).raise_for_status().json()
         plan = service.until(f"/v1/plans/{plan['id']}", lambda plan: plan["state"] in FINISHED)
         profile = service.client.get(f"/v1/profiles/{plan['profile']}").raise_for_status().json()
-        assert profile["measured"]["activations"]
-        assert service.client.get(f"/v1/profiles/{plan['profile']}?measured=false").json() == profile | {"measured": None}
+        assert profile["measured"]["plain_peak_bytes"]
+        assert service.client.get(f"/v1/profiles/{plan['profile']}?measured=false").json() == profile | {"measured": None, "timeline": None}
         content = b'{"shape": "of another time"}'
         digest = hashlib.sha256(content).hexdigest()
         (file := tmp_path / "old").write_bytes(content)
@@ -34,7 +34,7 @@ def test_an_outdated_profile_and_plan_are_a_problem_until_they_are_made_anew(tmp
         again = service.client.post("/v1/plans", json={"profile": plan["profile"], "budget": "1 KiB"}).raise_for_status().json()
         assert again["job"] is not None, "the profile has to be measured anew"
         service.until(f"/v1/plans/{again['id']}", lambda plan: plan["state"] in FINISHED)
-        assert service.client.get(f"/v1/profiles/{plan['profile']}").json()["measured"]["activations"]
+        assert service.client.get(f"/v1/profiles/{plan['profile']}").json()["measured"]["plain_peak_bytes"]
 
         with service.context.database.transaction() as session:
             session.get_one(ProfileRecord, plan["profile"]).content_digest = digest
