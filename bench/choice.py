@@ -155,13 +155,10 @@ def compared(name: str, profile: Profile) -> Iterator[list[str]]:
         seconds = perf_counter() - started
         fidelity = peak = "none"
         if found is not None:
-            values = np.zeros(program.rows.columns)
-            values[[program.rows.at.parameter[n] for n in program.weight]] = 1.0
             columns = {option: program.rows.at.options + n for n, option in enumerate(program.rows.at.chosen)}
-            for layer, pick in zip(menu, found[1], strict=True):
-                if (option := layer.options[pick]) is not None:
-                    values[columns[layer.activation, layer.form, option]] = 1.0
-            choices = program.choices(values)
+            picked = zip(menu, found[1], strict=True)
+            held = [columns[layer.activation, layer.form, o] for layer, pick in picked if (o := layer.options[pick]) is not None]
+            choices = program.choices_with(program.weight, held)
             fidelity, peak = f"{1 - found[0] / total:.4f}", f"{100 * program.timeline.peak_bytes(choices) / plain:.0f} %"
         try:
             plan = solve(profile, PlanRequest(Budget(share=share), OPTIMIZER))

@@ -85,26 +85,24 @@ class Bench:
     def _plan(self, last: int, held: dict[str, float]) -> Plan:
         """The plain schedule with the last layers trained, and with options at these thresholds."""
         program = self.programs.undivided[0]
-        values = np.zeros(program.rows.columns)
-        values[[program.rows.at.parameter[name] for name in last_layers(self.profile, last) & program.weight.keys()]] = 1.0
+        names = last_layers(self.profile, last) & program.weight.keys()
+        options = []
         for column, option in program.rows.options.items():
             threshold = option.settings.get("threshold")
-            values[column] = isinstance(threshold, float) and abs(threshold - held.get(option.technique, np.inf)) < 1e-6
-        return self._of(Solution(program, program.choices(values), 0.0))
+            if isinstance(threshold, float) and abs(threshold - held.get(option.technique, np.inf)) < 1e-6:
+                options.append(column)
+        return self._of(Solution(program, program.choices_with(names, options), 0.0))
 
     def _at_random(self, random: np.random.Generator) -> Plan:
         """A schedule, parameters and options, each drawn."""
         every = list(self.programs)
         program = every[random.integers(len(every))]
-        values = np.zeros(program.rows.columns)
         names = [name for name in program.weight if random.random() < random.random()] or [next(iter(program.weight))]
-        values[[program.rows.at.parameter[name] for name in names]] = 1.0
         by_form: dict[tuple[int, int], list[int]] = {}
         for column, (a, f, _) in enumerate(program.rows.at.chosen, start=program.rows.at.options):
             by_form.setdefault((a, f), []).append(column)
-        for columns in by_form.values():
-            values[random.choice(columns)] = random.random() < 0.7
-        return self._of(Solution(program, program.choices(values), 0.0))
+        drawn = [(int(random.choice(columns)), random.random() < 0.7) for columns in by_form.values()]
+        return self._of(Solution(program, program.choices_with(names, [column for column, held in drawn if held]), 0.0))
 
     def _of(self, solution: Solution) -> Plan:
         return plan_of(solution, self.profile, self.request, self.plain_bytes, 0, self.programs.plain_seconds, 0.0)

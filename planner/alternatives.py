@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from planner.menu import lossless_menu
 from planner.plan import Alternative, Plan
 from planner.profile import Profile
 from planner.request import PlanRequest
@@ -24,59 +25,36 @@ def alternatives(profile: Profile, request: PlanRequest, plan: Plan) -> tuple[Al
     layers with their inputs in HOSVD at one ε, as in the papers. Where nothing of a kind fits, that is said.
     """
     plain = replace(request, own_loop=True, max_slowdown=None, min_fidelity=None)  # one schedule: the batch at once
+    programs = Programs(profile, plain, weights(profile, plain))
     return (
         _lossless(profile, request, plan),
-        _smaller_batch(profile, plain, plan.budget_bytes),
-        _best(profile, plain, plan.budget_bytes, "last_layers", _last_layers),
-        _best(profile, plain, plan.budget_bytes, "one_epsilon", _one_epsilon),
+        _smaller_batch(programs, plan.budget_bytes),
+        _best(programs, plan.budget_bytes, "last_layers", _last_layers),
+        _best(programs, plan.budget_bytes, "one_epsilon", _one_epsilon),
     )
 
 
 def _lossless(profile: Profile, request: PlanRequest, plan: Plan) -> Alternative:
     if plan.score == 1.0:
         return Alternative("lossless", True, plan.fidelity, plan.predicted_peak_bytes, plan.slowdown, {"the plan": True})
-    programs = Programs(_without_loss(profile), replace(request, min_fidelity=None), weights(profile, request))
+    programs = Programs(lossless_menu(profile), replace(request, min_fidelity=None), weights(profile, request))
     solution = search(programs, limits_of(programs, plan.budget_bytes), SEARCH_SECONDS)
     return _alternative("lossless", programs, solution, {})
 
 
-def _without_loss(profile: Profile) -> Profile:
-    steps = tuple(
-        replace(
-            step,
-            activations=tuple(
-                replace(
-                    activation,
-                    forms=tuple(
-                        replace(form, options=tuple(option for option in form.options if not option.lost_energy))
-                        for form in activation.forms
-                    ),
-                )
-                for activation in step.activations
-            ),
-        )
-        for step in profile.steps
-    )
-    return replace(profile, steps=steps)
-
-
-def _smaller_batch(profile: Profile, request: PlanRequest, budget_bytes: int) -> Alternative:
+def _smaller_batch(whole: Programs, budget_bytes: int) -> Alternative:
     """The plain step of the largest batch that fits, in the time that the whole batch takes with it."""
-    for step in profile.steps:
-        programs = Programs(replace(profile, steps=(step,)), request, weights(profile, request))
+    for step in whole.profile.steps:
+        programs = replace(whole, profile=replace(whole.profile, steps=(step,)))
         (program,) = programs
         if program.peak_of_everything <= budget_bytes:
             made = _alternative("smaller_batch", programs, Solution(program, program.everything, 0.0), {"batch_size": step.batch_size})
-            whole = Programs(profile, request, programs.weight)
             return replace(made, slowdown=program.seconds_of_everything / whole.plain_seconds)
     return Alternative("smaller_batch", False)
 
 
-def _best(
-    profile: Profile, request: PlanRequest, budget_bytes: int, name: str, candidates: Callable[[Programs], Iterator[Solution]]
-) -> Alternative:
+def _best(programs: Programs, budget_bytes: int, name: str, candidates: Callable[[Programs], Iterator[Solution]]) -> Alternative:
     """The candidate within the budget that loses least."""
-    programs = Programs(profile, request, weights(profile, request))
     fitting = [each for each in candidates(programs) if each.program.timeline.peak_bytes(each.choices) <= budget_bytes]
     best = min(fitting, key=lambda solution: solution.loss, default=None)
     trained = {"trained": sorted(best.choices.trained)} if best is not None else {}
@@ -106,12 +84,9 @@ def _of_last_layers(programs: Programs, held: Callable[[int, int, int], bool]) -
     at, count = program.rows.at, len(layers(programs.profile))
     options = [column for column, option in enumerate(at.chosen, start=at.options) if held(*option)]
     for last in range(1, count + 1):
-        values = np.zeros(program.rows.columns)
-        values[options] = 1.0
         names = last_layers(programs.profile, last) & programs.weight.keys()
-        values[[at.parameter[name] for name in names]] = 1.0
         if names:
-            yield Solution(program, program.choices(values), 0.0)
+            yield Solution(program, program.choices_with(names, options), 0.0)
 
 
 def _alternative(name: str, programs: Programs, solution: Solution | None, facts: dict[str, object]) -> Alternative:

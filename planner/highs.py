@@ -37,6 +37,7 @@ class Relaxation:
     def __init__(self, rows: Rows) -> None:
         self._columns = np.arange(rows.matrix.shape[1], dtype=np.int32)
         self._rows = np.arange(rows.matrix.shape[0], dtype=np.int32)
+        self._least = rows.least
         self._highs = _highs()
         self._highs.setOptionValue("presolve", "off")  # which takes longer than what it saves
         zeros = np.zeros(len(self._columns))
@@ -47,8 +48,7 @@ class Relaxation:
         highs, columns = self._highs, len(self._columns)
         highs.changeColsCost(columns, self._columns, costs)
         highs.changeColsBounds(columns, self._columns, lower, upper)
-        least = np.array(highs.getLp().row_lower_)
-        highs.changeRowsBounds(len(self._rows), self._rows, least, most)
+        highs.changeRowsBounds(len(self._rows), self._rows, self._least, most)
         highs.run()
         if highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from planner.errors import InfeasibleBudget
 from planner.live import live_tensors
@@ -16,12 +17,17 @@ MOST = 5  # suggestions
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a request or of the batch, as a person would ask for it."""
+    """One change of a request or of the batch, as a person would ask for it.
+
+    Attributes:
+        fields: of the request, with their new values.
+        profile: of a smaller batch; None where the batch stays.
+    """
 
     name: str
     value: object
-    request: PlanRequest
-    profile: Profile
+    fields: dict[str, Any]
+    profile: Profile | None = None
 
 
 def infeasible(programs: Programs, budget_bytes: int, runtime_bytes: int = 0) -> InfeasibleBudget:
@@ -58,32 +64,26 @@ def _suggestions(programs: Programs, budget_bytes: int) -> list[dict[str, object
 
 def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:
     if request.max_slowdown is not None:
-        yield Change("max_slowdown", None, replace(request, max_slowdown=None), profile)
+        yield Change("max_slowdown", None, {"max_slowdown": None})
     if request.min_fidelity is not None:
-        yield Change("min_fidelity", None, replace(request, min_fidelity=None), profile)
+        yield Change("min_fidelity", None, {"min_fidelity": None})
     if request.own_loop:
-        yield Change("own_loop", False, replace(request, own_loop=False), profile)
+        yield Change("own_loop", False, {"own_loop": False})
     if request.techniques != ("*",):
-        yield Change("techniques", ["*"], replace(request, techniques=("*",)), profile)
+        yield Change("techniques", ["*"], {"techniques": ("*",)})
     if request.optimizer.states == 2:
-        yield Change("optimizer", {"name": "sgd", "momentum": 0.9}, replace(request, optimizer=Optimizer("sgd", 0.9)), profile)
+        yield Change("optimizer", {"name": "sgd", "momentum": 0.9}, {"optimizer": Optimizer("sgd", 0.9)})
     if request.optimizer.states:
-        yield Change("optimizer", {"name": "sgd", "momentum": 0.0}, replace(request, optimizer=Optimizer()), profile)
+        yield Change("optimizer", {"name": "sgd", "momentum": 0.0}, {"optimizer": Optimizer()})
     for n, step in enumerate(profile.steps[1:], start=1):
-        yield Change("batch_size", step.batch_size, request, replace(profile, steps=profile.steps[n:]))
+        yield Change("batch_size", step.batch_size, {}, replace(profile, steps=profile.steps[n:]))
 
 
 def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict[str, object] | None:
     """The changes, one on top of the other, where they fit: what they are, the least budget then, and the fidelity in this one."""
     request, profile = programs.request, programs.profile
     for change in changes:
-        fields = {
-            name: value
-            for name in ("max_slowdown", "min_fidelity", "own_loop", "techniques", "optimizer")
-            if (value := getattr(change.request, name)) != getattr(programs.request, name)
-        }
-        request = replace(request, **fields)
-        profile = change.profile if change.name == "batch_size" else profile
+        request, profile = replace(request, **change.fields), change.profile or profile
     changed = Programs(profile, request, weights(profile, request))
     solution = search(changed, limits_of(changed, budget_bytes), 0.0)
     if solution is None:

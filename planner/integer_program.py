@@ -1,5 +1,6 @@
 """The choice, for one schedule, as a mixed-integer linear program for HiGHS."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -7,7 +8,6 @@ import numpy as np
 
 from planner.highs import Relaxation, Rows, Solved, Values, solve
 from planner.plan import RECOMPUTE
-from planner.request import PlanRequest
 from planner.rows import ProgramRows
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
 
@@ -27,7 +27,7 @@ class Limits:
     """What choices keep to.
 
     Attributes:
-        budget_bytes: most bytes of any moment; None for the least peak.
+        budget_bytes: most bytes of any moment. Where the least peak is looked for, it says nothing.
         loss: most of the objective that is lost.
         seconds: most of a step.
     """
@@ -47,13 +47,12 @@ class IntegerProgram:
     """
 
     timeline: Timeline
-    request: PlanRequest
     weight: dict[str, float]
     plain_seconds: float
 
     @cached_property
     def rows(self) -> ProgramRows:
-        return ProgramRows(self.timeline, self.request, self.weight)
+        return ProgramRows(self.timeline, self.weight)
 
     @cached_property
     def _relaxation(self) -> Relaxation:
@@ -105,26 +104,24 @@ class IntegerProgram:
         Args:
             seconds: for which HiGHS may search.
         """
-        return self._solve(_Problem(self._losses, LOSS_GAP, np.zeros(self.rows.columns), self.rows.upper, seconds), limits)
+        return self._solve(replace(self._any_loss, seconds=seconds), limits)
 
     def rounded(self, limits: Limits) -> Choices | None:
         """Choices close to those that lose least, quickly: what the relaxation decides of options stands, and the rest is chosen anew
         (relaxation enforced neighbourhood search, Berthold 2014).
         """
-        problem = _Problem(self._losses, LOSS_GAP, np.zeros(self.rows.columns), self.rows.upper)
-        relaxed = self._relaxed(problem, limits)
+        relaxed = self._relaxed(self._any_loss, limits)
         if relaxed is None:
             return None
-        options = np.arange(self.rows.columns) >= self.rows.at.options
-        decided = self.rows.integral & options
+        decided = self.rows.integral & (np.arange(self.rows.columns) >= self.rows.at.options)
         lower = np.where(decided & (relaxed.values > 1 - WHOLE), 1.0, 0.0)
         upper = np.where(decided & (relaxed.values < WHOLE), 0.0, self.rows.upper)
-        solved = self._solve(replace(problem, lower=lower, upper=upper, seconds=ROUNDING_SECONDS), limits)
+        solved = self._solve(replace(self._any_loss, lower=lower, upper=upper, seconds=ROUNDING_SECONDS), limits)
         return solved and solved[0]
 
     def least_loss_bound(self, limits: Limits) -> float:
         """No choices within the limits lose less; infinite where there are none. Quick: it lets choices be made by parts."""
-        solved = self._relaxed(_Problem(self._losses, LOSS_GAP, np.zeros(self.rows.columns), self.rows.upper), limits)
+        solved = self._relaxed(self._any_loss, limits)
         return np.inf if solved is None else solved.bound
 
     def least_seconds(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> Choices | None:
@@ -141,6 +138,10 @@ class IntegerProgram:
         """No choices have a lower peak, in bytes; infinite where nothing keeps to the other limits."""
         solved = self._relaxed(self._peaks, limits)
         return np.inf if solved is None else solved.bound * self.rows.unit
+
+    @cached_property
+    def _any_loss(self) -> "_Problem":
+        return _Problem(self._losses, LOSS_GAP, np.zeros(self.rows.columns), self.rows.upper)
 
     @cached_property
     def _peaks(self) -> "_Problem":
@@ -183,6 +184,13 @@ class IntegerProgram:
             room = room - over
         return None
 
+    def choices_with(self, trained: Iterable[str], options: Iterable[int]) -> Choices:
+        """Choices that train these parameters and hold these options, by their variables, where they are of use; all else whole."""
+        values = np.zeros(self.rows.columns)
+        values[[self.rows.at.parameter[name] for name in trained]] = 1.0
+        values[list(options)] = 1.0
+        return self.choices(values)
+
     def choices(self, values: Values) -> Choices:
         """Whole choices of a solution, without what no trained parameter needs."""
         step, at = self.timeline.step, self.rows.at
@@ -216,8 +224,7 @@ class IntegerProgram:
         return {
             (a, f): o
             for column, (a, f, o) in enumerate(rows.at.chosen, start=rows.at.options)
-            if rows.upper[column]
-            and rows.options[column].technique == RECOMPUTE
+            if rows.options[column].technique == RECOMPUTE
             and not rows.options[column].settings
             and of[a].holders[of[a].forms[f].holders[0]].operation in again
         }

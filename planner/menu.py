@@ -11,17 +11,25 @@ def allowed_menu(profile: Profile, may_use: Callable[[str], bool]) -> Profile:
     what every parameter loses. Of seconds they may have more. Options without loss all stay: they compete in time.
     """
 
-    def of(activation: Activation) -> Activation:
-        forms = []
-        for form in activation.forms:
-            allowed = [option for option in form.options if may_use(option.technique)]
-            lossy = [option for option in allowed if option.lost_energy]
-            kept = [o for at, o in enumerate(lossy) if not any(_beats(other, o, other_at < at) for other_at, other in enumerate(lossy))]
-            exact = [option for option in allowed if not option.lost_energy]
-            forms.append(replace(form, options=(*kept, *exact)))
-        return replace(activation, forms=tuple(forms))
+    def of(options: tuple[Option, ...]) -> tuple[Option, ...]:
+        allowed = [option for option in options if may_use(option.technique)]
+        lossy = [option for option in allowed if option.lost_energy]
+        kept = [o for at, o in enumerate(lossy) if not any(_beats(other, o, other_at < at) for other_at, other in enumerate(lossy))]
+        return (*kept, *(option for option in allowed if not option.lost_energy))
 
-    steps = (replace(step, activations=tuple(map(of, step.activations))) for step in profile.steps)
+    return _with_options(profile, of)
+
+
+def lossless_menu(profile: Profile) -> Profile:
+    """The profile with only those options that lose nothing."""
+    return _with_options(profile, lambda options: tuple(option for option in options if not option.lost_energy))
+
+
+def _with_options(profile: Profile, of: Callable[[tuple[Option, ...]], tuple[Option, ...]]) -> Profile:
+    def activation(each: Activation) -> Activation:
+        return replace(each, forms=tuple(replace(form, options=of(form.options)) for form in each.forms))
+
+    steps = (replace(step, activations=tuple(map(activation, step.activations))) for step in profile.steps)
     return replace(profile, steps=tuple(steps))
 
 

@@ -1,7 +1,7 @@
 """Whether a batch may go through the model in parts, in which sizes, and where the size may change."""
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from memfit.losses import loss_of
 from memfit.micro_batches import parts
@@ -9,6 +9,7 @@ from memfit.program import call_with
 from planner.capture import TrainingGraph, changes_its_input, without_dropout
 from planner.profile import Step
 from planner.sample import Batch
+from planner.timeline import readers_of
 
 TRIED = 4  # samples that are sent through at once, and in two parts
 NEAR = 4  # operations: about a block's depth
@@ -37,15 +38,14 @@ def _add_up(graph: TrainingGraph, batch: Batch, loss: str) -> bool:
 
 
 def _agree(graph: TrainingGraph, batch: Batch, loss: str, dtype: torch.dtype | None, most: float) -> bool:
-    whole = _gradient(graph, batch, loss, None, dtype)
-    summed = _gradient(graph, batch, loss, -(-batch.samples // 2), dtype)
+    module = without_dropout(graph.rewritten(graph.exact_recipe(loss))).to(dtype)
+    whole, summed = _gradient(module, batch, loss, None), _gradient(module, batch, loss, -(-batch.samples // 2))
     difference = sum(float((g - summed[name]).double().square().sum()) for name, g in whole.items() if name in summed)
     norm = sum(float(g.double().square().sum()) for g in whole.values())
     return whole.keys() == summed.keys() and difference <= most**2 * norm
 
 
-def _gradient(graph: TrainingGraph, batch: Batch, loss: str, micro_batch: int | None, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    module = without_dropout(graph.rewritten(graph.exact_recipe(loss))).to(dtype)
+def _gradient(module: GraphModule, batch: Batch, loss: str, micro_batch: int | None) -> dict[str, torch.Tensor]:
     for inputs, targets, weight in parts(batch.inputs, batch.targets, loss, micro_batch):
         (loss_of(loss, call_with(module, inputs), targets) * weight).backward()
     gradient = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -60,10 +60,7 @@ def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
     """
     order = {node: i for i, node in enumerate(graph.operations)}
     every = [*graph.operations, graph.module.graph.output_node()]
-    readers: dict[str, list[int]] = {}
-    for i, operation in enumerate(whole.operations):
-        for name in operation.parameters:
-            readers.setdefault(name, []).append(i)
+    readers = readers_of(whole)
     crossing = [[size for size, born, last_use in whole.storages if born <= i < last_use] for i in range(len(every))]
     found = [
         i

@@ -14,7 +14,6 @@ from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from planner.highs import Rows, Values
 from planner.profile import Option
-from planner.request import PlanRequest
 from planner.timeline import Timeline, exact_choices
 
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
@@ -32,7 +31,6 @@ class ProgramRows:
     """
 
     timeline: Timeline
-    request: PlanRequest
     weight: dict[str, float]
 
     def __post_init__(self) -> None:
@@ -153,8 +151,6 @@ class ProgramRows:
         upper[self.peak] = 0.0
         for parameter, column in self.at.parameter.items():
             upper[column] = parameter in self.loss_at
-        for column, option in self.options.items():
-            upper[column] = self.request.may_use(option.technique)
         return upper
 
     @cached_property

@@ -55,7 +55,7 @@ class Programs:
 
     def _program(self, schedule: Schedule) -> IntegerProgram:
         made = timeline(self._menu, self.request.optimizer, schedule, self.corrections)
-        return IntegerProgram(made, self.request, self.weight, self.plain_seconds)
+        return IntegerProgram(made, self.weight, self.plain_seconds)
 
 
 def undivided(profile: Profile, request: PlanRequest) -> list[Schedule]:

@@ -105,12 +105,11 @@ def least_peak(programs: Programs, limits: Limits) -> tuple[Solution, int] | Non
     """The choices with the lowest peak of all schedules, and that peak, whatever the budget; None where nothing keeps to the other
     limits.
     """
-    bounds = sorted(((program.least_peak_bound(limits), n) for n, program in enumerate(programs)), key=lambda pair: pair[0])
+    bounds = sorted(((program.least_peak_bound(limits), program) for program in programs), key=lambda pair: pair[0])
     best: tuple[Solution, int] | None = None
-    for bound, n in bounds:
+    for bound, program in bounds:
         if bound == np.inf or (best is not None and bound >= best[1]):
             continue
-        program = list(programs)[n]
         solved = program.least_peak(limits)
         if solved is not None and (best is None or solved[1] < best[1]):
             best = Solution(program, solved[0], 0.0), solved[1]
