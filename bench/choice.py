@@ -21,7 +21,7 @@ from bench.prediction import profile_of
 from bench.tables import write_between
 from planner.errors import InfeasibleBudget
 from planner.frontier import frontier
-from planner.profile import Option, Profile
+from planner.profile import Option, Profile, Step
 from planner.request import Budget, Optimizer, PlanRequest
 from planner.schedules import Programs
 from planner.search import least_peak, limits_of
@@ -107,9 +107,9 @@ class Layer:
     options: tuple[int | None, ...]
 
 
-def layers(profile: Profile) -> list[Layer]:
+def layers(step: Step) -> list[Layer]:
     made = []
-    for a, activation in enumerate(profile.whole.activations):
+    for a, activation in enumerate(step.activations):
         for f, form in enumerate(activation.forms):
             menu: list[tuple[int | None, Option]] = [(o, option) for o, option in enumerate(form.options) if option.technique == "hosvd"]
             if menu:
@@ -145,9 +145,10 @@ def dynamic_programme(menu: list[Layer], budget_bytes: float) -> tuple[float, li
 
 def compared(name: str, profile: Profile) -> Iterator[list[str]]:
     """The dynamic programme and the planner at the same share: of the layers' inputs for the one, of the plain peak for the other."""
-    menu, plain = layers(profile), plain_peak_bytes(profile, OPTIMIZER)
-    request = PlanRequest(None, OPTIMIZER, own_loop=True)
+    plain = plain_peak_bytes(profile, OPTIMIZER)
+    request = PlanRequest(None, OPTIMIZER, techniques=("hosvd",), own_loop=True)
     (program,) = Programs(profile, request, weights(profile, request))
+    menu = layers(program.timeline.step)
     total = sum(parameter.gradient_energy for parameter in profile.parameters)
     for share in SHARES:
         started = perf_counter()

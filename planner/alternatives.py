@@ -26,11 +26,12 @@ def alternatives(profile: Profile, request: PlanRequest, plan: Plan) -> tuple[Al
     """
     plain = replace(request, own_loop=True, max_slowdown=None, min_fidelity=None)  # one schedule: the batch at once
     programs = Programs(profile, plain, weights(profile, plain))
+    papers = replace(programs, request=replace(plain, techniques=("hosvd",)))  # or its options would give way to better ones
     return (
         _lossless(profile, request, plan),
         _smaller_batch(programs, plan.budget_bytes),
         _best(programs, plan.budget_bytes, "last_layers", _last_layers),
-        _best(programs, plan.budget_bytes, "one_epsilon", _one_epsilon),
+        _best(papers, plan.budget_bytes, "one_epsilon", _one_epsilon),
     )
 
 
@@ -62,28 +63,24 @@ def _best(programs: Programs, budget_bytes: int, name: str, candidates: Callable
 
 
 def _last_layers(programs: Programs) -> Iterator[Solution]:
-    yield from _of_last_layers(programs, lambda a, f, o: False)
+    """Every number of last layers trained, and all kept whole."""
+    yield from _of_last_layers(programs, [])
 
 
 def _one_epsilon(programs: Programs) -> Iterator[Solution]:
-    step = programs.profile.whole
-
-    def compressed(a: int, f: int, o: int) -> bool:
-        thresholds = [
-            abs(threshold - EPSILON) if isinstance(threshold := option.settings.get("threshold"), float) else np.inf
-            for option in step.activations[a].forms[f].options
-        ]
-        return step.activations[a].forms[f].options[o].technique == "hosvd" and thresholds[o] == min(thresholds) < 0.1
-
-    yield from _of_last_layers(programs, compressed)
-
-
-def _of_last_layers(programs: Programs, held: Callable[[int, int, int], bool]) -> Iterator[Solution]:
-    """Every number of last layers trained, with the options `held` for (activation, form, option), and the rest whole."""
+    """Every number of last layers trained, with their inputs in HOSVD at the threshold nearest to `EPSILON`, and the rest whole."""
     (program,) = programs
-    at, count = program.rows.at, len(layers(programs.profile))
-    options = [column for column, option in enumerate(at.chosen, start=at.options) if held(*option)]
-    for last in range(1, count + 1):
+    nearest: dict[tuple[int, int], tuple[float, int]] = {}
+    for column, (a, f, _) in enumerate(program.rows.at.chosen, start=program.rows.at.options):
+        threshold = program.rows.options[column].settings.get("threshold")
+        if isinstance(threshold, float) and abs(threshold - EPSILON) < 0.1:
+            nearest[a, f] = min(nearest.get((a, f), (np.inf, column)), (abs(threshold - EPSILON), column))
+    yield from _of_last_layers(programs, [column for _, column in nearest.values()])
+
+
+def _of_last_layers(programs: Programs, options: list[int]) -> Iterator[Solution]:
+    (program,) = programs
+    for last in range(1, len(layers(programs.profile)) + 1):
         names = last_layers(programs.profile, last) & programs.weight.keys()
         if names:
             yield Solution(program, program.choices_with(names, options), 0.0)

@@ -1,5 +1,6 @@
 """What people ask of a plan beside a budget, against enumeration of every plan; the frontier, alternatives and infeasible answers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from planner.errors import BadBudget, InfeasibleBudget
 from planner.footprint import timeline
 from planner.frontier import frontier
 from planner.plan import Plan, Schedule
-from planner.profile import Profile
+from planner.profile import Option, Profile, Step
 from planner.request import Budget, Optimizer, PlanRequest
 from planner.solver import plain_peak_bytes, solve
 from planner.timeline import exact_choices
@@ -189,6 +190,30 @@ def test_alternatives_are_the_best_of_their_kind(profile: Profile, budget_bytes:
     wanted = by_hand(profile, 4, "last_layers", budget_bytes)
     assert last.fits == (wanted is not None)
     assert wanted is None or last.fidelity == pytest.approx(1 - wanted.lost)
+
+
+@given(profile=small_profiles(), budget_bytes=budgets, gain=st.integers(0, 2))
+@MANY
+def test_one_epsilon_is_the_same_beside_better_techniques(profile: Profile, budget_bytes: int, gain: int) -> None:
+    def menu(better: bool) -> Profile:
+        def of(options: tuple[Option, ...]) -> tuple[Option, ...]:
+            papers = tuple(replace(o, settings={"threshold": 0.8}) for o in options if o.technique == "hosvd")[:1]
+            beating = tuple(replace(o, technique="coded", settings={}, held_bytes=max(0, o.held_bytes - gain)) for o in papers)
+            return (*(beating if better else ()), *papers, *(o for o in options if o.technique != "hosvd"))
+
+        wide = tuple(replace(p, shape=(1, p.bytes)) for p in profile.parameters)
+        return replace(profile, parameters=wide, steps=tuple(with_menu(step, of) for step in profile.steps))
+
+    plan = solved(menu(True), asked(budget_bytes))
+    assume(plan is not None)
+    assert plan is not None
+    beside, alone = (alternatives(menu(better), asked(budget_bytes), plan)[3] for better in (True, False))
+    assert beside == alone
+
+
+def with_menu(step: Step, of: Callable[[tuple[Option, ...]], tuple[Option, ...]]) -> Step:
+    activations = (replace(a, forms=tuple(replace(f, options=of(f.options)) for f in a.forms)) for a in step.activations)
+    return replace(step, activations=tuple(activations))
 
 
 def lossless_plans(profile: Profile, request: PlanRequest) -> list[Enumerated]:
