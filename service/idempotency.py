@@ -89,7 +89,13 @@ class Idempotency:
         finally:
             sent.reset(reset)
             end = partial(_end, context, key_id, token, body.fingerprint, answer)
-            await run_in_threadpool(persistently, end, lambda: None, SECONDS_TO_NOTE_AN_ANSWER)
+            try:
+                await run_in_threadpool(end)
+            except OUTAGES:
+                await answer.go()  # an outage may last longer than the caller waits
+                await run_in_threadpool(persistently, end, lambda: None, SECONDS_TO_NOTE_AN_ANSWER)
+            else:
+                await answer.go()
 
 
 class _Body:
@@ -120,11 +126,12 @@ class _Body:
 
 
 class _Answer:
-    """An answer on its way, remembered. Answers to POST are small."""
+    """An answer, remembered, and held back until it is noted: who has it may send the request again at once. Answers to POST are small."""
 
     def __init__(self, send: Send) -> None:
         self._send, self.status, self.body = send, 0, bytearray()
         self.headers: list[tuple[str, str]] = []
+        self._messages: list[Message] = []
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -132,7 +139,11 @@ class _Answer:
             self.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message["headers"] if name in KEPT_FIELDS]
         else:
             self.body += message.get("body", b"")
-        await self._send(message)
+        self._messages.append(message)
+
+    async def go(self) -> None:
+        for message in self._messages:
+            await self._send(message)
 
 
 def _begin(context: Context, authorization: str | None, token: str) -> tuple[str, ReplyRecord | None]:

@@ -1,8 +1,13 @@
 """A request that is sent again with its Idempotency-Key is done once, and answered the same."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from service import idempotency
 from tests.service.running import Running, problem
 
 TUS = {"tus-resumable": "1.0.0", "upload-length": "5"}
@@ -31,6 +36,19 @@ def test_an_answer_with_a_body_comes_again_whatever_the_boundary(service: Runnin
 def test_a_refusal_comes_again_too(service: Running) -> None:
     for _ in range(2):
         answer = service.client.post("/v1/plans", json={"budget": "12 parsecs"}, headers={"idempotency-key": "refused"})
+        problem(answer, 422, "bad-budget")
+
+
+def test_who_has_the_answer_may_send_the_request_again(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = idempotency._end
+
+    def noted_slowly(*of: Any) -> None:
+        time.sleep(0.2)
+        noted(*of)
+
+    monkeypatch.setattr(idempotency, "_end", noted_slowly)
+    for _ in range(2):
+        answer = service.client.post("/v1/plans", json={"budget": "12 parsecs"}, headers={"idempotency-key": "slowly noted"})
         problem(answer, 422, "bad-budget")
 
 
