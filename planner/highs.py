@@ -1,6 +1,6 @@
 """Linear programs in HiGHS: rows of Σ coefficient · variable between two bounds, of variables between 0 and their most."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import highspy
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 Values = NDArray[np.float64]
+ROWWISE, MINIMIZE = int(highspy.MatrixFormat.kRowwise), int(highspy.ObjSense.kMinimize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Relaxation:
         self._highs = _highs()
         self._highs.setOptionValue("presolve", "off")  # which takes longer than what it saves
         zeros = np.zeros(len(self._columns))
-        self._highs.passModel(_program(rows, zeros, zeros, zeros))
+        _pass(self._highs, rows, zeros, zeros, zeros, zeros.astype(np.bool_))
 
     def solve(self, costs: Values, lower: Values, upper: Values, most: Values) -> Solved | None:
         """The least costs with these bounds of variables and most of each row; None where no values satisfy all rows."""
@@ -73,14 +74,15 @@ def solve(
     highs.setOptionValue("mip_rel_gap", 0.0)
     highs.setOptionValue("mip_heuristic_run_feasibility_jump", False)  # costs a tenth of a second, and finds what the first dive does
     highs.setOptionValue("time_limit", seconds)
-    program = _program(rows, costs, lower, upper)
-    program.integrality_ = [highspy.HighsVarType.kInteger if whole else highspy.HighsVarType.kContinuous for whole in integral]
-    highs.passModel(program)
+    free = np.flatnonzero(upper > 0)  # HiGHS would find out itself, in ten times the time
+    _pass(highs, replace(rows, matrix=rows.matrix[:, free]), costs[free], lower[free], upper[free], integral[free])
     highs.run()
     info = highs.getInfo()
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
         return None
-    return Solved(np.array(highs.getSolution().col_value), info.objective_function_value, info.mip_dual_bound)
+    values = np.zeros(len(upper))
+    values[free] = highs.getSolution().col_value
+    return Solved(values, info.objective_function_value, info.mip_dual_bound)
 
 
 def _highs() -> Any:  # highspy's types lack some of its methods
@@ -89,12 +91,11 @@ def _highs() -> Any:  # highspy's types lack some of its methods
     return highs
 
 
-def _program(rows: Rows, costs: Values, lower: Values, upper: Values) -> highspy.HighsLp:
-    program = highspy.HighsLp()
-    program.num_row_, program.num_col_ = rows.matrix.shape
-    program.col_cost_, program.col_lower_, program.col_upper_ = costs, lower, upper
-    program.row_lower_, program.row_upper_ = rows.least, rows.most
-    program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    program.a_matrix_.start_, program.a_matrix_.index_ = rows.matrix.indptr, rows.matrix.indices
-    program.a_matrix_.value_ = rows.matrix.data
-    return program
+def _pass(highs: Any, rows: Rows, costs: Values, lower: Values, upper: Values, integral: NDArray[np.bool_]) -> None:
+    matrix = rows.matrix
+    highs.passModel(
+        *(matrix.shape[1], matrix.shape[0], matrix.nnz, ROWWISE, MINIMIZE, 0.0),
+        *(costs, lower, upper, rows.least, rows.most),
+        *(matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data),
+        integral.astype(np.int32),
+    )

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from planner.profile import Activation, Option, Profile
 
 
@@ -13,9 +15,11 @@ def allowed_menu(profile: Profile, may_use: Callable[[str], bool]) -> Profile:
 
     def of(options: tuple[Option, ...]) -> tuple[Option, ...]:
         allowed = [option for option in options if may_use(option.technique)]
-        lossy = [option for option in allowed if option.lost_energy]
-        kept = [o for at, o in enumerate(lossy) if not any(_beats(other, o, other_at < at) for other_at, other in enumerate(lossy))]
-        return (*kept, *(option for option in allowed if not option.lost_energy))
+        groups: dict[frozenset[str], list[Option]] = {}
+        for option in allowed:
+            groups.setdefault(frozenset(option.lost_energy), []).append(option)
+        lossless = groups.pop(frozenset(), [])
+        return (*(option for group in groups.values() for option in _unbeaten_in_all(group)), *lossless)
 
     return _with_options(profile, of)
 
@@ -45,12 +49,12 @@ def unbeaten(options: Iterable[Option]) -> list[Option]:
     return kept
 
 
-def _beats(one: Option, other: Option, earlier: bool) -> bool:
-    """Whether `one` is nowhere worse, and somewhere better or else earlier."""
-    if one.lost_energy.keys() != other.lost_energy.keys():
-        return False
-    ours, theirs = (
-        (o.held_bytes, o.shipped_bytes, o.compress_bytes, o.restore_bytes, *(o.lost_energy[name] for name in other.lost_energy))
-        for o in (one, other)
+def _unbeaten_in_all(options: list[Option]) -> list[Option]:
+    """Of options that lose of the same parameters, those that no other is nowhere worse than; of equal ones the first."""
+    names = list(options[0].lost_energy)
+    costs_OC = np.array(
+        [(o.held_bytes, o.shipped_bytes, o.compress_bytes, o.restore_bytes, *(o.lost_energy[name] for name in names)) for o in options]
     )
-    return one is not other and all(a <= b for a, b in zip(ours, theirs, strict=True)) and (ours != theirs or earlier)
+    no_worse_OO = (costs_OC[:, None] <= costs_OC[None]).all(2)  # the row's option than the column's
+    beats_OO = no_worse_OO & (~no_worse_OO.T | np.triu(no_worse_OO, 1))
+    return [options[at] for at in np.flatnonzero(~beats_OO.any(0))]

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array, hstack, vstack
+from scipy.sparse import csr_array, hstack, vstack
 
 from planner.highs import Rows, Values
 from planner.profile import Option
@@ -184,12 +184,13 @@ class ProgramRows:
     def moments(self) -> NDArray[np.int64]:
         """Moments that no other near them exceeds under every choice: the others need no row."""
         count, upper = len(self.constant), self.upper[: self.losses]
+        most = self.constant + self.bytes @ upper
         above: dict[int, NDArray[np.bool_]] = {}  # by distance: whether the moment at that distance always exceeds this one
         for distance in range(1, min(NEIGHBOURS, count - 1) + 1):
             differences = self.bytes[distance:] - self.bytes[:-distance]
-            constant = self.constant[distance:] - self.constant[:-distance]
-            above[distance] = constant + np.minimum(differences, 0) @ upper >= 0
-            above[-distance] = constant + np.maximum(differences, 0) @ upper <= 0
+            falls = np.minimum(differences, 0, out=differences) @ upper
+            above[distance] = self.constant[distance:] - self.constant[:-distance] + falls >= 0
+            above[-distance] = most[distance:] - most[:-distance] - falls <= 0
         kept = np.ones(count, dtype=np.bool_)
         for moment in range(count):
             for distance, exceeds in above.items():
@@ -206,6 +207,7 @@ class ProgramRows:
 
 
 def _sparse(rows: list[Row], columns: int) -> csr_array:
-    entries = [(row, column, value) for row, (terms, _) in enumerate(rows) for column, value in terms.items()]
-    row, column, value = zip(*entries, strict=True)
-    return csr_array(coo_array((value, (row, column)), shape=(len(rows), columns)))
+    lengths = [len(terms) for terms, _ in rows]
+    column = np.fromiter((column for terms, _ in rows for column in terms), np.int64, sum(lengths))
+    value = np.fromiter((value for terms, _ in rows for value in terms.values()), np.float64, sum(lengths))
+    return csr_array((value, column, np.append(0, np.cumsum(lengths))), shape=(len(rows), columns))
