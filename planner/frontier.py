@@ -5,12 +5,9 @@ from dataclasses import dataclass
 
 from planner.chosen import activation_choices
 from planner.plan import Schedule
-from planner.profile import Profile
-from planner.request import PlanRequest
 from planner.schedules import Programs
 from planner.search import Solution, least_peak, limits_of, search
 from planner.solver import plain_peak_bytes
-from planner.trainable import weights
 
 POINTS = 24
 CHANGES = 4  # of a kind that are named
@@ -41,19 +38,15 @@ class FrontierPoint:
     changes: tuple[str, ...]
 
 
-def frontier(profile: Profile, request: PlanRequest, points: int = POINTS) -> Iterator[FrontierPoint]:
+def frontier(programs: Programs, points: int = POINTS) -> Iterator[FrontierPoint]:
     """The best quickly found plan at budgets from the least to the plain peak, evenly spaced, the smallest first.
 
     A plan that is better than what is found in a larger budget stands there too: more budget never harms.
 
     Args:
-        request: its budget is left out.
-
-    Raises:
-        NothingTrainable: no parameter with a gradient may train.
+        programs: with a request whose budget is left out.
     """
-    programs = Programs(profile, request, weights(profile, request))
-    plain_bytes = plain_peak_bytes(profile, request.optimizer)
+    plain_bytes = plain_peak_bytes(programs.profile, programs.request.optimizer)
     smallest = least_peak(programs, limits_of(programs, plain_bytes))
     assert smallest is not None, "the plain step loses nothing"
     least_bytes, best, before = smallest[1], smallest[0], None

@@ -31,25 +31,31 @@ class Solved:
 
 
 class Relaxation:
-    """A program whose variables may lie between 0 and 1. What was solved last is where the next one starts, so that another budget
-    or other costs take a few steps of the simplex method only.
+    """A program whose variables may lie between 0 and 1. What was solved last is where the next one starts, so that another budget,
+    other costs or further rows take a few steps of the simplex method only.
     """
 
     def __init__(self, rows: Rows) -> None:
         self._columns = np.arange(rows.matrix.shape[1], dtype=np.int32)
-        self._rows = np.arange(rows.matrix.shape[0], dtype=np.int32)
         self._least = rows.least
         self._highs = _highs()
         self._highs.setOptionValue("presolve", "off")  # which takes longer than what it saves
         zeros = np.zeros(len(self._columns))
         _pass(self._highs, rows, zeros, zeros, zeros, zeros.astype(np.bool_))
 
+    def add(self, matrix: csr_array) -> None:
+        """Further rows, after those there are."""
+        free = np.full(matrix.shape[0], np.inf)
+        starts, columns = matrix.indptr[:-1].astype(np.int32), matrix.indices.astype(np.int32)
+        self._highs.addRows(len(free), -free, free, matrix.nnz, starts, columns, matrix.data)
+        self._least = np.append(self._least, -free)
+
     def solve(self, costs: Values, lower: Values, upper: Values, most: Values) -> Solved | None:
         """The least costs with these bounds of variables and most of each row; None where no values satisfy all rows."""
         highs, columns = self._highs, len(self._columns)
         highs.changeColsCost(columns, self._columns, costs)
         highs.changeColsBounds(columns, self._columns, lower, upper)
-        highs.changeRowsBounds(len(self._rows), self._rows, self._least, most)
+        highs.changeRowsBounds(len(most), np.arange(len(most), dtype=np.int32), self._least, most)
         highs.run()
         if highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None

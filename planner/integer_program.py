@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import perf_counter
 
 import numpy as np
+from scipy.sparse import vstack
 
 from planner.highs import Relaxation, Rows, Solved, Values, solve
 from planner.plan import RECOMPUTE
-from planner.rows import ProgramRows
+from planner.rows import PARTS, ProgramRows
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
 
 TIME_PRICE = 1e-6  # of the objective, for one plain step of time: breaks ties, never buys fidelity worth measuring
@@ -18,8 +20,12 @@ SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
 PEAK_GAP = 1e-9  # of the plain step's peak, for the least peak
 TIME_LIMIT_SECONDS = 10.0
 ROUNDING_SECONDS = 0.5
+SHORTEST_SECONDS = 0.1  # that HiGHS is given at least
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
-RETRIES = 3  # of a solution that is a few bytes over, for all that
+TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
+NEAR = 0.03 * PARTS  # units: moments that close to the budget in the relaxation have rows in the program
+AT_ONCE = 24  # moments that get rows together
+RETRIES = 10  # of a solution that overfills moments without rows, or is a few bytes over for all that
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,11 @@ class IntegerProgram:
     @cached_property
     def _relaxation(self) -> Relaxation:
         return Relaxation(self.rows.rows)
+
+    @cached_property
+    def _moments(self) -> list[int]:
+        """Those that have a row in the relaxation."""
+        return []
 
     @cached_property
     def everything(self) -> Choices:
@@ -153,36 +164,54 @@ class IntegerProgram:
 
     # ---- how it is solved
 
-    def _room(self, problem: "_Problem", limits: Limits) -> Values:
-        return (0.0 if problem.any_peak else limits.budget_bytes) - self.rows.constant.astype(np.float64)
+    def _room(self, problem: "_Problem", limits: Limits) -> Values | None:
+        """Bytes of each moment that choices may take; None where some moment has not even enough for what is always there."""
+        room: Values = (0.0 if problem.any_peak else limits.budget_bytes) - self.timeline.always.astype(np.float64)
+        return room if problem.any_peak or (room >= 0).all() else None
 
     def _relaxed(self, problem: "_Problem", limits: Limits) -> Solved | None:
+        """Moments get their rows once a solution has overfilled them: few ever do, and the more rows the slower."""
         room = self._room(problem, limits)
-        if not problem.any_peak and (room < 0).any():
+        if room is None:
             return None
-        most = self.rows.most(room, limits.loss, limits.seconds - self.rows.forward_seconds)
-        return self._relaxation.solve(problem.costs, problem.lower, problem.upper, most)
+        while True:
+            most = np.append(self.rows.most(limits.loss, limits.seconds), room[self._moments] / self.rows.unit)
+            solved = self._relaxation.solve(problem.costs, problem.lower, problem.upper, most)
+            if solved is None:
+                return None
+            further = _highest(self.rows.beyond(solved.values, room), TOLERANCE, self._moments)
+            if not further:
+                return solved
+            self._relaxation.add(self.rows.of_moments(further))
+            self._moments += further
 
     def _solve(self, problem: "_Problem", limits: Limits) -> tuple[Choices, float] | None:
         """Choices of the least costs within the limits, and the proven bound of costs."""
-        rows, room = self.rows, self._room(problem, limits)
+        rows, room, relaxed = self.rows, self._room(problem, limits), self._relaxed(problem, limits)
+        if room is None or relaxed is None:
+            return None
+        deadline = perf_counter() + problem.seconds
+        moments = _highest(rows.beyond(relaxed.values, room), -NEAR, [])
         for _ in range(RETRIES):
-            if not problem.any_peak and (room < 0).any():
-                return None
-            most = rows.most(room, limits.loss, limits.seconds - rows.forward_seconds)
-            binding = np.ones(len(most), dtype=np.bool_)
-            if not problem.any_peak:  # no choice overfills the other moments
-                binding[rows.fixed + 2 :] = (rows.fullest - rows.constant > room)[rows.moments]
-            kept = Rows(rows.rows.matrix[binding], rows.rows.least[binding], most[binding])
-            solved = solve(kept, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, problem.seconds)
+            matrix = vstack([rows.rows.matrix, rows.of_moments(moments)], format="csr")
+            least = np.append(rows.rows.least, np.full(len(moments), -np.inf))
+            most = np.append(rows.most(limits.loss, limits.seconds), room[moments] / rows.unit)
+            left = max(SHORTEST_SECONDS, deadline - perf_counter())
+            solved = solve(Rows(matrix, least, most), problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left)
             if solved is None:
                 return None
             choices = self.choices(solved.values)
-            over = 0 if problem.any_peak else self.timeline.peak_bytes(choices) - limits.budget_bytes
-            if over <= 0:
+            over = rows.beyond(solved.values, room) - TOLERANCE if problem.any_peak else self._over(choices, limits)
+            if over.max() <= 0:
                 return choices, max(0.0, solved.bound)
-            room = room - over
+            room[moments] -= np.maximum(over[moments], 0.0) * rows.unit  # a few bytes, by HiGHS's tolerance
+            moments += _highest(over, 0.0, moments)
         return None
+
+    def _over(self, choices: Choices, limits: Limits) -> Values:
+        """By how much each moment is over the budget."""
+        over: Values = (self.timeline.bytes(choices).sum(0) - limits.budget_bytes) / self.rows.unit
+        return over
 
     def choices_with(self, trained: Iterable[str], options: Iterable[int]) -> Choices:
         """Choices that train these parameters and hold these options, by their variables, where they are of use; all else whole."""
@@ -265,3 +294,12 @@ class _Problem:
     upper: Values
     seconds: float = TIME_LIMIT_SECONDS
     any_peak: bool = False
+
+
+def _highest(over: Values, least: float, but: list[int]) -> list[int]:
+    """Moments over `least` and no lower than their neighbours, some left out; the highest of them."""
+    over = over.copy()
+    over[but] = -np.inf
+    found = np.flatnonzero((over > least) & (over >= np.append(-np.inf, over[:-1])) & (over > np.append(over[1:], -np.inf)))
+    highest: list[int] = found[np.argsort(-over[found])][:AT_ONCE].tolist()
+    return highest

@@ -1,7 +1,7 @@
 """What a plan is asked for: a budget in the units people write, an optimizer, what may train and how it may be held."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from math import ceil
@@ -103,6 +103,11 @@ class PlanRequest:
     objective: Literal["energy", "relative"] = "energy"
     headroom: Budget | None = None
     budget_scope: BudgetScope = "training"
+
+    @property
+    def without_limits(self) -> "PlanRequest":
+        """What it allows, and wants little lost of, whatever the budget and the other limits are."""
+        return replace(self, budget=None, headroom=None, budget_scope="training", min_fidelity=None, max_slowdown=None)
 
     def may_train(self, parameter: str) -> bool:
         """By its name alone; `last` is the profile's to say."""

@@ -4,7 +4,7 @@ Variables are those of `planner.timeline`, then what each trainable parameter lo
 whole weight while it is frozen, and at least what the forms its gradient is worked out from lose of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,6 @@ from planner.profile import Option
 from planner.timeline import Timeline, exact_choices
 
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
-NEIGHBOURS = 8  # moments on either side that a moment is compared with, to drop the rows of those always below another
 
 Row = tuple[dict[int, float], float]
 
@@ -45,31 +44,31 @@ class ProgramRows:
         self.energies = {p.name: p.gradient_energy for p in self.timeline.profile.parameters}
         everything = exact_choices(self.step, frozenset(self.weight))
         self.unit = max(1, self.timeline.peak_bytes(everything)) / PARTS
-        self.constant, bytes_MV = self.timeline.matrix()
-        self.bytes: Values = bytes_MV.astype(np.float64)
 
     @cached_property
     def rows(self) -> Rows:
-        """Those that hold for every plan; then the loss; the seconds; then the bytes of each moment of `moments`."""
+        """Those that hold for every plan; then the loss; then the seconds. Those of moments come as they are wanted."""
         fixed = [*self._flow(), *self._cover(), *self._sources(), *self._lose()]
         fixed.append(({self.at.parameter[name]: 1.0 for name in self.weight}, 1.0))  # a plan trains something
         loss: Values = np.zeros(self.columns)
         loss[self.losses : self.peak] = 1.0
-        bytes_MV = self.bytes[self.moments] / self.unit
-        moments = hstack([csr_array(bytes_MV), csr_array((len(bytes_MV), len(self.weight))), -np.ones((len(bytes_MV), 1))])
-        matrix = vstack([_sparse(fixed, self.columns), csr_array(loss[None, :]), csr_array(self.seconds[None, :]), moments], format="csr")
-        least = np.array([bound for _, bound in fixed])
-        free = np.full(matrix.shape[0] - len(least), np.inf)
-        return Rows(matrix, np.append(least, -free), np.append(np.full(len(least), np.inf), free))
+        matrix = vstack([_sparse(fixed, self.columns), csr_array(loss[None, :]), csr_array(self.seconds[None, :])], format="csr")
+        least = np.array([*(bound for _, bound in fixed), -np.inf, -np.inf])
+        return Rows(matrix, least, np.full(len(least), np.inf))
 
-    @property
-    def fixed(self) -> int:
-        """How many rows hold for every plan."""
-        return len(self.rows.least) - len(self.moments) - 2
+    def most(self, loss: float, seconds: float) -> Values:
+        """Upper bounds of these rows for the most loss and seconds."""
+        return np.concatenate([self.rows.most[:-2], [loss, seconds - self.forward_seconds]])
 
-    def most(self, room: Values, loss: float, seconds: float) -> Values:
-        """The rows' upper bounds for bytes of room at each moment, and the most loss and seconds."""
-        return np.concatenate([np.full(self.fixed, np.inf), [loss, seconds], room[self.moments] / self.unit])
+    def of_moments(self, moments: Sequence[int]) -> csr_array:
+        """What choices add to the bytes of each of these moments, less the peak, in units of `unit`."""
+        bytes_MV = self.timeline.matrix(moments) / self.unit
+        return hstack([bytes_MV, csr_array((len(moments), len(self.weight))), csr_array(-np.ones((len(moments), 1)))], format="csr")
+
+    def beyond(self, values: Values, room: Values) -> Values:
+        """By how much each moment is over its room and the peak, in units of `unit`."""
+        over: Values = (self.timeline.chosen_bytes(values[: self.losses]) - room) / self.unit - values[self.peak]
+        return over
 
     def _flow(self) -> Iterator[Row]:
         """A gradient passes an operation that reads a trained parameter, or an output that a gradient passes."""
@@ -179,31 +178,6 @@ class ProgramRows:
     def forward_seconds(self) -> float:
         """What a step takes whatever is chosen."""
         return sum(operation.forward_seconds for operation in self.step.operations)
-
-    @cached_property
-    def moments(self) -> NDArray[np.int64]:
-        """Moments that no other near them exceeds under every choice: the others need no row."""
-        count, upper = len(self.constant), self.upper[: self.losses]
-        most = self.constant + self.bytes @ upper
-        above: dict[int, NDArray[np.bool_]] = {}  # by distance: whether the moment at that distance always exceeds this one
-        for distance in range(1, min(NEIGHBOURS, count - 1) + 1):
-            differences = self.bytes[distance:] - self.bytes[:-distance]
-            falls = np.minimum(differences, 0, out=differences) @ upper
-            above[distance] = self.constant[distance:] - self.constant[:-distance] + falls >= 0
-            above[-distance] = most[distance:] - most[:-distance] - falls <= 0
-        kept = np.ones(count, dtype=np.bool_)
-        for moment in range(count):
-            for distance, exceeds in above.items():
-                other = moment + distance
-                if 0 <= other < count and kept[other] and exceeds[min(moment, other)]:
-                    kept[moment] = False
-                    break
-        return np.flatnonzero(kept)
-
-    @cached_property
-    def fullest(self) -> Values:
-        """Bytes of each moment if everything were chosen."""
-        return self.constant + np.maximum(self.bytes, 0) @ self.upper[: self.losses]
 
 
 def _sparse(rows: list[Row], columns: int) -> csr_array:

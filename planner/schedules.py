@@ -1,6 +1,7 @@
 """The schedules a request allows, and the integer program of each."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +19,8 @@ NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to le
 
 @dataclass
 class Programs:
-    """Integer programs of the schedules that a request allows, each made when it is first looked at. The budget is not part of them.
+    """Integer programs of the schedules that a request allows, each made when it is first looked at. The request's limits are not part
+    of them.
 
     Attributes:
         weight: of each trainable parameter in the objective; they sum to 1.
@@ -28,6 +30,13 @@ class Programs:
     request: PlanRequest
     weight: dict[str, float]
     corrections: tuple[Correction, ...] = ()
+
+    def within(self, request: PlanRequest) -> "Programs":
+        """The same programs, with what was made of them, for a request that differs in its limits alone."""
+        assert request.without_limits == self.request.without_limits
+        same = copy(self)
+        same.request = request
+        return same
 
     @cached_property
     def plain_seconds(self) -> float:

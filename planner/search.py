@@ -65,7 +65,7 @@ def _fastest_exact(programs: list[IntegerProgram], limits: Limits, fastest: Solu
     for program in sorted(programs, key=place):
         least = (1 - NOTICEABLE) * fastest.seconds if fastest is not None else np.inf
         if program.seconds_of_everything < least:
-            choices = program.exact(limits)
+            choices = program.exact(replace(limits, seconds=min(limits.seconds, least)))
             if choices is not None and program.seconds_of(choices) < least:
                 fastest = Solution(program, choices, 0.0)
     return fastest

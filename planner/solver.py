@@ -20,20 +20,36 @@ SETTLED = 2e-3  # a gap below which a further search is not worth its time
 
 
 def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...] = (), search_seconds: float = SEARCH_SECONDS) -> Plan:
+    """`best_plan` of a profile, once. `corrections`: what measured steps took beyond earlier predictions.
+
+    Raises:
+        NothingTrainable, BadBudget, InfeasibleBudget: as `best_plan`.
+    """
+    return best_plan(programs_for(profile, request, corrections), search_seconds)
+
+
+def programs_for(profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...] = ()) -> Programs:
+    """The integer programs of a profile, for requests that differ from this one in their limits alone.
+
+    Raises:
+        NothingTrainable: no parameter with a gradient may train.
+    """
+    return Programs(profile, request, weights(profile, request), corrections)
+
+
+def best_plan(programs: Programs, search_seconds: float = SEARCH_SECONDS) -> Plan:
     """The plan that loses least within the budget, or, asked for no budget, the one with the least peak of the wanted fidelity.
 
     Args:
-        corrections: what measured steps took beyond earlier predictions.
         search_seconds: after which the best plan found stands, with the bound that was proved by then. 0: the first one found, for
             an answer that someone waits for.
 
     Raises:
-        NothingTrainable: no parameter with a gradient may train.
         BadBudget: the headroom leaves nothing of the budget.
         InfeasibleBudget: not even the smallest plan fits.
     """
     started = perf_counter()
-    programs = Programs(profile, request, weights(profile, request), corrections)
+    profile, request = programs.profile, programs.request
     runtime_bytes = profile.runtime_bytes if request.budget_scope == "process" else 0
     plain_bytes = plain_peak_bytes(profile, request.optimizer)
     budget_bytes = request.budget_bytes(plain_bytes + runtime_bytes)

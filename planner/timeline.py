@@ -4,18 +4,21 @@ Every storage, form and gradient lives for one run of the moments, in order, so 
 same runs predict a plan's footprint and constrain the solver.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from planner.plan import KEEP, SLICES, Footprint, Schedule
 from planner.profile import Moment, Profile, Step
 from planner.request import Optimizer
 
 Bytes = NDArray[np.int64]
+T = TypeVar("T", np.int64, np.float64)
 Kind = Literal["static", "saved", "transient"]
 KINDS: tuple[Kind, ...] = ("static", "saved", "transient")
 ALWAYS = -1  # the column of bytes that no choice changes
@@ -97,14 +100,33 @@ class Timeline:
     def _arrays(self) -> tuple[Bytes, ...]:
         return tuple(np.array(self._runs, dtype=np.int64).reshape(-1, 5).T)
 
-    def matrix(self) -> tuple[Bytes, Bytes]:
-        """Bytes of each moment that are always there (moments), and those of each variable (moments, variables)."""
+    @cached_property
+    def always(self) -> Bytes:
+        """Bytes of each moment that no choice changes."""
+        return self._summed(self._arrays[4] * (self._arrays[3] == ALWAYS))
+
+    def chosen_bytes(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bytes of each moment beyond those, for any values of the variables between 0 and 1."""
+        _, _, _, column, size = self._arrays
+        return self._summed(size * np.append(values, 0.0)[column])
+
+    def _summed(self, size: NDArray[T]) -> NDArray[T]:
+        """Of bytes of each run, those of each moment."""
+        _, first, after, _, _ = self._arrays
+        steps = np.zeros(len(self.moments) + 1, dtype=size.dtype)
+        np.add.at(steps, first, size)
+        np.add.at(steps, after, -size)
+        return np.cumsum(steps[:-1])
+
+    def matrix(self, moments: Sequence[int]) -> csr_array:
+        """Bytes that each variable adds at some moments: (moments, variables)."""
         _, first, after, column, size = self._arrays
-        steps: Bytes = np.zeros((len(self.moments) + 1, self.columns.count + 1), dtype=np.int64)
-        np.add.at(steps, (first, column), size)  # ALWAYS is the last
-        np.add.at(steps, (after, column), -size)
-        bytes_MV = np.cumsum(steps[:-1], axis=0)
-        return bytes_MV[:, ALWAYS], bytes_MV[:, :ALWAYS]
+        live = [np.flatnonzero((first <= moment) & (moment < after) & (column != ALWAYS)) for moment in moments]
+        ends = np.append(0, np.cumsum([len(runs) for runs in live]))
+        runs = np.concatenate([*live, np.empty(0, dtype=np.int64)])
+        matrix = csr_array((size[runs].astype(np.float64), column[runs], ends), shape=(len(moments), self.columns.count))
+        matrix.sum_duplicates()
+        return matrix
 
     def variables(self, choices: Choices) -> Bytes:
         """The variables' values for a plan's choices."""
@@ -122,12 +144,9 @@ class Timeline:
 
     def bytes(self, choices: Choices) -> Bytes:
         """Bytes of each kind at every moment."""
-        kind, first, after, column, size = self._arrays
+        kind, _, _, column, size = self._arrays
         size = size * np.append(self.variables(choices), 1)[column]
-        steps: Bytes = np.zeros((len(KINDS), len(self.moments) + 1), dtype=np.int64)
-        np.add.at(steps, (kind, first), size)
-        np.add.at(steps, (kind, after), -size)
-        return np.cumsum(steps[:, :-1], axis=1)
+        return np.stack([self._summed(size * (kind == of)) for of in range(len(KINDS))])
 
     def peak_bytes(self, choices: Choices) -> int:
         """The highest predicted footprint."""
@@ -163,18 +182,11 @@ class Timeline:
 
     def _saved_by_technique(self, choices: Choices) -> dict[str, Bytes]:
         """Bytes held in each technique, at every moment; what a step in slices has at its split counts as that."""
-        kind, first, after, column, size = self._arrays
+        kind, _, _, column, size = self._arrays
         options = (self.step.activations[a].forms[f].options[o].technique for a, f, o in self.columns.chosen)
         technique = np.array([*[KEEP] * self.columns.options, *options, SLICES])[column]
         size = size * np.append(self.variables(choices), 1)[column] * (kind == KINDS.index("saved"))
-        found: dict[str, Bytes] = {}
-        for name in np.unique(technique[size > 0]):
-            steps: Bytes = np.zeros(len(self.moments) + 1, dtype=np.int64)
-            of_it = technique == name
-            np.add.at(steps, first[of_it], size[of_it])
-            np.add.at(steps, after[of_it], -size[of_it])
-            found[str(name)] = np.cumsum(steps[:-1])
-        return found
+        return {str(name): self._summed(size * (technique == name)) for name in np.unique(technique[size > 0])}
 
 
 def readers_of(step: Step) -> dict[str, list[int]]:

@@ -26,6 +26,7 @@ from service.outages import persistently
 from service.place import at_home
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
+from service.programs import KeptPrograms
 from service.rates import Rates
 from service.removal import Collector
 from service.rendered import Rendered
@@ -142,6 +143,7 @@ def _start(settings: Settings, store: Store) -> Context:
         Rates(),
         Callers(),
         Rendered(),
+        KeptPrograms(store),
         collector,
         measured,
     )

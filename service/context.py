@@ -13,6 +13,7 @@ from service.database import Database
 from service.events import Hub
 from service.keys import Callers
 from service.notices import Notices
+from service.programs import KeptPrograms
 from service.rates import Rates
 from service.rendered import Rendered
 from service.sandbox import Confinement
@@ -56,6 +57,7 @@ class Context:
     rates: Rates
     callers: Callers
     rendered: Rendered
+    programs: KeptPrograms
     collector: "Stoppable"
     metrics: "Counting"
 

@@ -111,6 +111,7 @@ def frontier(
 ) -> None:
     """Show what is to be had of MODEL on SAMPLE at every budget: fidelity, time, and what changes. Predicted, not measured."""
     from planner.frontier import frontier as found  # the solver is slow to import, and the other commands do without
+    from planner.solver import programs_for
 
     with problems_end_the_command(as_json):
         if plot is not None:
@@ -118,7 +119,7 @@ def frontier(
         body = PlanBody.read(_content(context.params) | {"budget": "100%"})
         with _profiled(model, sample, body, body.plan_request) as (_, bars, _, _, profile):
             made = []
-            for point in found(profile, body.plan_request, points):
+            for point in found(programs_for(profile, body.plan_request), points):
                 made.append(FrontierPoint.of(point))
                 bars.progress("solving", len(made) / points, "looking along the frontier")
         answer = FrontierAnswer(points=tuple(made))

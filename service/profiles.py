@@ -194,8 +194,7 @@ def get_frontier(
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
-    measured = read_profile(context.store, record)
-    if measured is None:
+    if record.content_digest is None:
         raise NotReady(id, record.state)
     request = PlanRequest(
         None,
@@ -208,7 +207,8 @@ def get_frontier(
         max_slowdown=max_slowdown,
         objective=objective,
     )
-    return FrontierAnswer(points=tuple(map(FrontierPoint.of, frontier(measured, request, points))))
+    with context.programs.of(record, request) as programs:
+        return FrontierAnswer(points=tuple(map(FrontierPoint.of, frontier(programs, points))))
 
 
 def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileAnswer:

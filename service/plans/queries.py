@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 from models import JobKind, JobRecord, PlanRecord, PlanState, ProfileRecord, ProfileState
 from models.base import new_id
 from planner.errors import InfeasibleBudget
-from planner.profile import Profile
 from planner.request import PlanRequest
 from service import queue
 from service.access import Thing, check_bytes, check_held, check_jobs, hold
@@ -22,7 +21,7 @@ from service.plans.requests import PlanBody
 from service.problems import InvalidRequest, NotFound
 from service.profiles import find_profile, give_to, needs_job, profile_for
 from service.store import Draft
-from service.stored import read_profile, readable
+from service.stored import Outdated
 from service.summary import ModelSummary, SampleSummary
 from service.taking_in import Summary, Upload, examine_model, examine_sample, keep_files, keep_model, keep_sample
 from service.uploads import find_model, find_sample
@@ -82,9 +81,11 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
                 hold(session, caller, kind, id)
     with context.database.reading() as session:
         check_jobs(session, caller)
-    measured = readable(lambda: read_profile(context.store, profile)) if profile.state == ProfileState.READY else None
-    if measured is not None:
-        return _solve_now(caller, context, profile, measured, request)
+    if profile.state == ProfileState.READY:
+        try:
+            return _solve_now(caller, context, profile, request)
+        except Outdated:
+            pass  # the job measures it anew
     with context.database.transaction() as session:
         plan = _add(session, caller, profile, request)
         job = _begin(session, caller, context, plan, after=profile.id)
@@ -94,11 +95,12 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
     return plan.id
 
 
-def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, measured: Profile, request: PlanRequest) -> str:
-    from planner.solver import solve  # as in service.pipeline
+def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, request: PlanRequest) -> str:
+    from planner.solver import best_plan  # as in service.pipeline
 
     try:
-        solved = solve(measured, request, search_seconds=0)  # someone waits; the job searches on where that leaves a gap
+        with context.programs.of(profile, request) as programs:
+            solved = best_plan(programs, search_seconds=0)  # someone waits; the job searches on where that leaves a gap
     except InfeasibleBudget as error:
         with context.database.transaction() as session:
             plan = _add(session, caller, profile, request)

@@ -14,7 +14,7 @@ from planner.frontier import frontier
 from planner.plan import Plan, Schedule
 from planner.profile import Option, Profile, Step
 from planner.request import Budget, Optimizer, PlanRequest
-from planner.solver import plain_peak_bytes, solve
+from planner.solver import plain_peak_bytes, programs_for, solve
 from planner.timeline import exact_choices
 from planner.trainable import last_layers, trainable
 from tests.planner.profiles import small_profiles
@@ -141,7 +141,7 @@ def test_the_frontier_goes_up_from_the_least_budget_to_the_plain_step(profile: P
     )
     profile = replace(profile, plain_peak_bytes=plain)
     request = replace(asked(None), optimizer=optimizer)
-    points = list(frontier(profile, request, 6))
+    points = list(frontier(programs_for(profile, request), 6))
     plans = enumerated(profile, request)
     assert points[0].budget_bytes == min(p.peak_bytes for p in plans)
     assert points[-1].budget_bytes == max(plain_peak_bytes(profile, optimizer), points[0].budget_bytes)
