@@ -1,7 +1,7 @@
 """Profiles: what was measured of a model on a sample, once for all budgets."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
 from planner.footprint import plain_timeline
 from planner.profile import Profile
-from planner.request import Optimizer, PlanRequest, ProfileSettings
+from planner.request import ProfileSettings
 from service import queue
 from service.access import CallerDep, check_held, check_jobs, hold
 from service.context import ContextDep
@@ -21,7 +21,7 @@ from service.frontiers import FrontierAnswer, FrontierPoint
 from service.job_run import settings_of
 from service.jobs import find_job
 from service.plans.answers import Footprint
-from service.plans.requests import DIGEST_EXAMPLE, SettingsBody
+from service.plans.requests import DIGEST_EXAMPLE, FrontierQuery, SettingsBody
 from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
 from service.store import Store
@@ -171,21 +171,7 @@ def get_profile(
 
 
 @router.get("/{id}/frontier")
-def get_frontier(
-    id: str,
-    caller: CallerDep,
-    context: ContextDep,
-    points: Annotated[int, Query(ge=2, le=200, description="Budgets, from the least to the plain step's peak.")] = 24,
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Query()] = "sgd",
-    momentum: Annotated[float, Query(ge=0, lt=1, description="Of sgd.")] = 0.0,
-    trainable: Annotated[tuple[str, ...], Query(description="Patterns of names of parameters that may train.")] = ("*",),
-    frozen: Annotated[tuple[str, ...], Query(description="Patterns of names of parameters that may not.")] = (),
-    last: Annotated[int | None, Query(ge=1, description="Only the last so many layers may train.")] = None,
-    techniques: Annotated[tuple[str, ...], Query(description="Patterns of techniques that may be used.")] = ("*",),
-    max_slowdown: Annotated[float | None, Query(ge=1, description="Most seconds of a step, in those of the plain step.")] = None,
-    objective: Annotated[Literal["energy", "relative"], Query()] = "energy",
-    own_loop: Annotated[bool, Query(description="Use only what lives in the module.")] = False,
-) -> FrontierAnswer:
+def get_frontier(id: str, query: Annotated[FrontierQuery, Query()], caller: CallerDep, context: ContextDep) -> FrontierAnswer:
     """What is to be had at every budget, from the least that anything fits to the plain step's peak. Predicted, not measured; it takes
     some seconds.
     """
@@ -196,19 +182,8 @@ def get_frontier(
         record = find_profile(session, id)
     if record.content_digest is None:
         raise NotReady(id, record.state)
-    request = PlanRequest(
-        None,
-        Optimizer(optimizer, momentum),
-        trainable,
-        techniques,
-        own_loop=own_loop,
-        frozen=frozen,
-        last=last,
-        max_slowdown=max_slowdown,
-        objective=objective,
-    )
-    with context.programs.of(record, request) as programs:
-        return FrontierAnswer(points=tuple(map(FrontierPoint.of, frontier(programs, points))))
+    with context.programs.of(record, query.plan_request) as programs:
+        return FrontierAnswer(points=tuple(map(FrontierPoint.of, frontier(programs, query.points))))
 
 
 def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileAnswer:

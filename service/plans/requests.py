@@ -1,6 +1,7 @@
 """What a plan or a profile is asked for with, as it comes in."""
 
-from typing import Literal, Self
+from dataclasses import replace
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -20,18 +21,30 @@ from service.body import Body
 DIGEST_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
+OptimizerName = Annotated[
+    Literal["sgd", "adam", "adamw"], Field(description="sgd keeps nothing, with momentum one tensor a parameter; adam keeps two.")
+]
+Momentum = Annotated[float, Field(ge=0, lt=1, description="Of sgd.", examples=[0.9])]
+
+
+def check_momentum(name: str, momentum: float) -> None:
+    """
+    Raises:
+        ValueError: the optimizer takes none.
+    """
+    if momentum and name != "sgd":
+        raise ValueError(f"momentum belongs to sgd; {name} has its own")
+
+
 class OptimizerBody(Body):
     """The optimizer of the planned step; its state is part of the footprint."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="sgd keeps nothing, with momentum one tensor a parameter; adam keeps two."
-    )
-    momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd.", examples=[0.9])
+    name: OptimizerName = "sgd"
+    momentum: Momentum = 0.0
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> Self:
-        if self.momentum and self.name != "sgd":
-            raise ValueError(f"momentum belongs to sgd; {self.name} has its own")
+        check_momentum(self.name, self.momentum)
         return self
 
 
@@ -51,7 +64,55 @@ class SettingsBody(Body):
         return ProfileSettings(self.loss, self.batch_norm, self.batch_size)
 
 
-class PlanBody(SettingsBody):
+class ChoiceBody(Body):
+    """What may be chosen, and what for, whatever the budget."""
+
+    trainable: tuple[str, ...] = Field(("*",), min_length=1, description="Patterns of names of parameters that may train, with * and ?.")
+    frozen: tuple[str, ...] = Field((), description="Patterns of names of parameters that may not train.", examples=[["features.1*"]])
+    last: PositiveInt | None = Field(
+        None, description="Only the last so many layers may train: operations with a weight, and what follows."
+    )
+    techniques: tuple[str, ...] = Field(
+        ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]
+    )
+    max_slowdown: float | None = Field(None, ge=1, description="Most seconds of a step, in those of the plain step.", examples=[1.5])
+    objective: Literal["energy", "relative"] = Field(
+        "energy", description="What is kept most of: the energy of all gradients together, or of each parameter's its own share."
+    )
+    own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
+
+    def request_without_budget(self, optimizer: Optimizer) -> PlanRequest:
+        return PlanRequest(
+            None,
+            optimizer,
+            self.trainable,
+            self.techniques,
+            own_loop=self.own_loop,
+            frozen=self.frozen,
+            last=self.last,
+            max_slowdown=self.max_slowdown,
+            objective=self.objective,
+        )
+
+
+class FrontierQuery(ChoiceBody):
+    """A frontier to look along."""
+
+    points: int = Field(24, ge=2, le=200, description="Budgets, from the least to the plain step's peak.")
+    optimizer: OptimizerName = "sgd"
+    momentum: Momentum = 0.0
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Self:
+        check_momentum(self.optimizer, self.momentum)
+        return self
+
+    @property
+    def plan_request(self) -> PlanRequest:
+        return self.request_without_budget(Optimizer(self.optimizer, self.momentum))
+
+
+class PlanBody(SettingsBody, ChoiceBody):
     """A plan to make: for a stored profile, or for a model and a sample, each stored or sent along."""
 
     model_config = ConfigDict(
@@ -72,20 +133,7 @@ class PlanBody(SettingsBody):
         examples=["5%", "2 MiB"],
     )
     optimizer: OptimizerBody = OptimizerBody()
-    trainable: tuple[str, ...] = Field(("*",), min_length=1, description="Patterns of names of parameters that may train, with * and ?.")
-    frozen: tuple[str, ...] = Field((), description="Patterns of names of parameters that may not train.", examples=[["features.1*"]])
-    last: PositiveInt | None = Field(
-        None, description="Only the last so many layers may train: operations with a weight, and what follows."
-    )
-    techniques: tuple[str, ...] = Field(
-        ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]
-    )
-    max_slowdown: float | None = Field(None, ge=1, description="Most seconds of a step, in those of the plain step.", examples=[1.5])
     min_fidelity: float | None = Field(None, ge=0, le=1, description="Least fidelity (with objective relative: least score).")
-    objective: Literal["energy", "relative"] = Field(
-        "energy", description="What is kept most of: the energy of all gradients together, or of each parameter's its own share."
-    )
-    own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
     budget_scope: BudgetScope = Field(
         "training", description="What the budget is of: the footprint of the step, or the whole process that trains."
     )
@@ -122,17 +170,10 @@ class PlanBody(SettingsBody):
         Raises:
             BadBudget: the budget or the headroom is no amount of memory.
         """
-        return PlanRequest(
+        return replace(
+            self.request_without_budget(Optimizer(self.optimizer.name, self.optimizer.momentum)),
             budget=parse_budget(str(self.budget)) if self.budget is not None else None,
-            optimizer=Optimizer(self.optimizer.name, self.optimizer.momentum),
-            trainable=self.trainable,
-            techniques=self.techniques,
-            own_loop=self.own_loop,
-            frozen=self.frozen,
-            last=self.last,
-            max_slowdown=self.max_slowdown,
-            min_fidelity=self.min_fidelity,
-            objective=self.objective,
             headroom=parse_budget(str(self.headroom)) if self.headroom is not None else None,
+            min_fidelity=self.min_fidelity,
             budget_scope=self.budget_scope,
         )

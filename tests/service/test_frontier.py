@@ -37,9 +37,23 @@ def test_a_frontier_of_part_of_the_model_trains_that(service: Running, profile: 
 
 def test_wrong_questions_are_told(service: Running, profile: str) -> None:
     problem(service.client.get("/v1/profiles/none/frontier"), 404, "not-found")
-    assert service.client.get(f"/v1/profiles/{profile}/frontier", params={"points": 1}).status_code == 422
     nothing = service.client.get(f"/v1/profiles/{profile}/frontier", params={"trainable": "none*"})
     problem(nothing, 422, "nothing-trainable")
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"points": 1}, "points"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum belongs to sgd"),
+        ({"momentum": 1}, "momentum"),
+        ({"last": 0}, "last"),
+        ({"budget": "1 MiB"}, "budget"),
+    ],
+)
+def test_a_frontier_is_asked_for_by_the_rules_of_a_plan(service: Running, profile: str, asked: dict[str, Any], what: str) -> None:
+    answer = service.client.get(f"/v1/profiles/{profile}/frontier", params=asked)
+    assert what in problem(answer, 422, "invalid-request")["detail"]
 
 
 @pytest.mark.slow
