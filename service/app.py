@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from threading import BoundedSemaphore
 
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -26,13 +25,14 @@ from service.outages import persistently
 from service.place import at_home
 from service.plans.requests import PlanBody
 from service.plans.routes import router as plans
-from service.programs import KeptPrograms
+from service.programs import MOST, KeptPrograms
 from service.rates import Rates
 from service.removal import Collector
 from service.rendered import Rendered
 from service.runner import Runner
 from service.settings import Settings
 from service.store import Store
+from service.turns import Turns
 from service.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,6 @@ def _start(settings: Settings, store: Store) -> Context:
     collector = Collector(database, store)
     collector.start()
     logger.info("memfit serves %s", settings.data_dir.absolute())
-    inspections = BoundedSemaphore(settings.workers)
     return Context(
         settings,
         database,
@@ -138,7 +137,8 @@ def _start(settings: Settings, store: Store) -> Context:
         worker,
         notices,
         confinement,
-        inspections,
+        Turns(settings.workers),
+        Turns(MOST),
         Busy(),
         Rates(),
         Callers(),

@@ -1,7 +1,6 @@
 """What the calls of the service share, made once when it starts."""
 
 from dataclasses import dataclass
-from threading import BoundedSemaphore
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
@@ -19,6 +18,7 @@ from service.rendered import Rendered
 from service.sandbox import Confinement
 from service.settings import Settings
 from service.store import Store
+from service.turns import Turns
 from service.worker import Worker
 
 
@@ -42,7 +42,7 @@ class Context:
         worker, notices: the first where the program is alone, the second where several share a database.
         confinement: of the processes that open uploaded files.
         uploads: the resumable ones that a request has now.
-        inspections: bounds how many uploaded models are opened at a time, each in a process with torch.
+        opening, solving: turns of requests that open an uploaded model, each in a process with torch, and of those that solve.
     """
 
     settings: Settings
@@ -52,7 +52,8 @@ class Context:
     worker: Worker | None
     notices: Notices | None
     confinement: Confinement
-    inspections: BoundedSemaphore
+    opening: Turns
+    solving: Turns
     uploads: Busy
     rates: Rates
     callers: Callers

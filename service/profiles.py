@@ -14,12 +14,13 @@ from planner.profile import Profile
 from planner.request import ProfileSettings
 from service import queue
 from service.access import CallerDep, check_held, check_jobs, hold
-from service.context import ContextDep
+from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
 from service.frontiers import FrontierAnswer, FrontierPoint
 from service.job_run import settings_of
 from service.jobs import find_job
+from service.keys import Caller
 from service.plans.answers import Footprint
 from service.plans.requests import DIGEST_EXAMPLE, FrontierQuery, SettingsBody
 from service.problem_answers import RESPONSES
@@ -171,10 +172,14 @@ def get_profile(
 
 
 @router.get("/{id}/frontier")
-def get_frontier(id: str, query: Annotated[FrontierQuery, Query()], caller: CallerDep, context: ContextDep) -> FrontierAnswer:
+async def get_frontier(id: str, query: Annotated[FrontierQuery, Query()], caller: CallerDep, context: ContextDep) -> FrontierAnswer:
     """What is to be had at every budget, from the least that anything fits to the plain step's peak. Predicted, not measured; it takes
     some seconds.
     """
+    return await context.solving.run(_frontier, id, query, caller, context)
+
+
+def _frontier(id: str, query: FrontierQuery, caller: Caller, context: Context) -> FrontierAnswer:
     from planner.frontier import frontier  # as in service.pipeline
 
     with context.database.reading() as session:

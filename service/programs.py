@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from models import ProfileRecord
+from planner.errors import PlannerError
 from planner.request import PlanRequest
 from service.store import Store
 from service.stored import read_profile
@@ -15,7 +16,7 @@ from service.stored import read_profile
 if TYPE_CHECKING:
     from planner.schedules import Programs  # with the solver, which a server that solves nothing yet does without
 
-MOST = 2  # of ResNet-50's size, 0.25 GB each
+MOST = 2  # of ResNet-50's size, 0.25 GB each; as many requests have some at a time (`service.app`)
 
 
 @dataclass
@@ -53,4 +54,10 @@ class KeptPrograms:
                 assert profile is not None, "it was measured"
                 kept.programs = programs_for(profile, request)
             kept.programs = kept.programs.within(request)
-            yield kept.programs
+            try:
+                yield kept.programs
+            except PlannerError:
+                raise  # an answer
+            except BaseException:
+                kept.programs = None  # a mishap may have left them half of what they were
+                raise

@@ -47,7 +47,7 @@ def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
     if record is not None:
         return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json), record.content_digest, None)
     log = context.store.log(f"upload-{uuid4()}")
-    with context.inspections, context.store.workspace() as folder:
+    with context.store.workspace() as folder:
         try:
             program = folder / "program.pt2"
             summary = Stages(folder, log, Cancellation(), context.confinement).inspect(draft.path, program)

@@ -115,7 +115,7 @@ async def upload_model(request: Request, response: Response, caller: CallerDep, 
                 hold(session, caller, "model", record.digest)
                 return _model_answer(record), new
 
-        answer, new = await run_in_threadpool(keep)
+        answer, new = await context.opening.run(keep)
     response.status_code = status.HTTP_201_CREATED if new else status.HTTP_200_OK
     response.headers["location"] = f"/v1/models/{answer.id}"
     return answer

@@ -83,7 +83,8 @@ async def request_plan(request: Request, response: Response, caller: CallerDep, 
         else:
             content = await receive_json(request)
         content = await run_in_threadpool(with_budget, context, caller, content)
-        id = await run_in_threadpool(make_plan, caller, context, PlanBody.read(content), drafts)
+        turns = context.opening if "model" in drafts else context.solving
+        id = await turns.run(make_plan, caller, context, PlanBody.read(content), drafts)
     response.headers["location"] = f"/v1/plans/{id}"
     return await run_in_threadpool(_plan_answer, id, caller, context)
 
