@@ -20,7 +20,8 @@ REMEDY = (
     "inputs.0, inputs.1, … (or inputs.NAME) and targets, the first axis of each being the samples."
 )
 NAME = re.compile(r"inputs\.(\d+|[A-Za-z_]\w*)|targets")
-MAX_HEADER_BYTES = 100 * 2**20
+MAX_HEADER_BYTES = 2**20  # that of a thousand tensors takes a tenth of it
+MAX_AXES = 32
 CHUNK_VALUES = 2**20
 DTYPES = {
     "F64": ("float64", 8),
@@ -65,7 +66,9 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise BadSample(f"the sample is no safetensors file, or cut short. {REMEDY}")
+            raise BadSample(
+                f"the sample is no safetensors file, cut short, or has a header of more than {MAX_HEADER_BYTES:,} bytes. {REMEDY}"
+            )
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError):
@@ -83,6 +86,8 @@ def _read_entry(name: str, entry: Any, data_bytes: int) -> tuple[SampleTensor, t
         whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError):
         raise BadSample(f"the sample's header is damaged at tensor {name!r}. {REMEDY}", tensor=name) from None
+    if len(shape) > MAX_AXES:  # before their product, which would take long to compute
+        raise BadSample(f"tensor {name!r} has {len(shape):,} axes; a sample's have at most {MAX_AXES}. {REMEDY}", tensor=name)
     if dtype not in DTYPES:
         known = ", ".join(DTYPES)
         raise BadSample(f"tensor {name!r} has the dtype {dtype}; a sample may hold {known}. Convert it.", tensor=name, dtype=dtype)

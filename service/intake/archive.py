@@ -1,5 +1,7 @@
 """The zip archive of a `.pt2`: stored members with known names, each there once and as large as it says."""
 
+import io
+import os
 import re
 import struct
 import zipfile
@@ -13,6 +15,7 @@ from service.intake.refusal import damaged, refusal
 ZIP_HEAD = b"PK\x03\x04"
 MAX_MEMBERS = 200_000
 MAX_JSON_BYTES = 64 * 2**20
+MAX_LIST_BYTES = 64 * 2**20
 NAMES = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/\w+|models/model\.json|extra/.+"
     r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -20,6 +23,20 @@ NAMES = re.compile(
 )
 # What zipfile raises for files that only begin as one; it was not written for hostile ones.
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, OSError, struct.error)
+
+
+class Sparing(io.FileIO):
+    """A file of which only so much is read at once. zipfile reads an archive's list of members whole, as long as that claims to be."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        super().__init__(path)
+        self._most_bytes = most_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = size if size is not None and size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
+        if wanted > self._most_bytes:
+            raise zipfile.BadZipFile(f"{wanted:,} bytes are more than one reads at once")
+        return super().read(size)
 
 
 class Archive:
@@ -76,7 +93,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     Raises:
         BadModel: what it is instead of a `.pt2`, or which member does not belong in one.
     """
-    with path.open("rb") as file:
+    with Sparing(path, MAX_LIST_BYTES) as file:
         _check_head(file)
         try:
             archive = zipfile.ZipFile(file)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from planner.errors import BadSample
-from service.intake.archive import ZIP_ERRORS, ZIP_HEAD
+from service.intake.archive import ZIP_ERRORS, ZIP_HEAD, Sparing
 
 REMEDY = 'Write it with numpy.savez("sample.npz", **{"inputs.0": images, "targets": labels}), of plain numbers in C order.'
 DTYPES = {
@@ -44,10 +44,12 @@ def npz_as_safetensors(source: Path, target: Path, limit_bytes: int) -> None:
         BadSample: it holds something else than plain arrays, or more than the limit.
     """
     try:
-        with zipfile.ZipFile(source) as archive:
+        with Sparing(source, 2 * CHUNK_BYTES) as opened, zipfile.ZipFile(opened) as archive:
             names = [entry.filename for entry in archive.infolist()]
             if len(names) > MAX_ARRAYS or len(set(names)) < len(names):
                 raise BadSample(f"the .npz holds {len(names):,} arrays, or one twice. {REMEDY}")
+            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in archive.infolist()):
+                raise BadSample(f"the .npz is compressed as numpy never does. {REMEDY}")
             header = _header(archive, names, limit_bytes)
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
@@ -77,10 +79,9 @@ def _array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], "np
     with archive.open(name) as file:
         try:
             version = npy.read_magic(file)
-            if version not in ((1, 0), (2, 0)):
+            if version != (1, 0):  # which plain arrays have; headers of later ones may be gigabytes long
                 raise ValueError
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, fortran, dtype = read(file)
+            shape, fortran, dtype = npy.read_array_header_1_0(file)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise BadSample(f"the .npz holds {name[:200]!r}, which is no array. {REMEDY}", tensor=name[:200]) from None
         if dtype.name not in DTYPES or dtype.byteorder == ">" or (fortran and len(shape) > 1) or any(size < 0 for size in shape):

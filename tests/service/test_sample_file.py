@@ -1,6 +1,7 @@
 """Samples are read as safetensors and torch read them, and refused where no gradient could come from them."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def entry(shape: list[Any], start: Any, stop: Any, dtype: str = "F32") -> dict[s
         ({"inputs.0": entry([2], -8, 0)}, "cut short or damaged"),
         ({"inputs.0": entry([True, 2], 0, 8)}, "cut short or damaged"),
         ({"inputs.0": entry([4], 0, 16)}, "cut short or damaged"),
+        ({"inputs.0": entry([9] * 200_000, 0, 8)}, "200,000 axes"),
         ({"inputs.0": entry([1], 0, 4)}, "4 bytes more"),
         ({"inputs.0": entry([2], 0, 8), "inputs.1": entry([2], 0, 8)}, "overlap"),
         ({"inputs.0": entry([], 0, 4), "inputs.1": entry([], 4, 8)}, "no axes"),
@@ -117,6 +119,15 @@ def entry(shape: list[Any], start: Any, stop: Any, dtype: str = "F32") -> dict[s
 )
 def test_a_header_that_lies_is_refused(header: Any, why: str, tmp_path: Path) -> None:
     refuse(craft(tmp_path / "s", header, bytes(8)), why)
+
+
+def test_a_header_of_megabytes_is_not_read(tmp_path: Path) -> None:
+    craft(tmp_path / "s", b'{"__metadata__": [' + b"[]," * 10**7 + b"0]}")
+    tracemalloc.start()
+    refuse(tmp_path / "s", "more than")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Samples of numpy become safetensors with the same values; nothing pickled is opened."""
 
+import struct
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,35 @@ def test_pickled_objects_are_not_opened(tmp_path: Path) -> None:
     with pytest.raises(BadSample, match="would run code"):
         npz_as_safetensors(tmp_path / "sample.npz", tmp_path / "sample.safetensors", LIMIT)
     assert not (tmp_path / "canary").exists()
+
+
+def header_bomb(archive: zipfile.ZipFile) -> None:
+    """An array whose header says it is a hundred megabytes long, and is."""
+    size = 100 * 2**20
+    archive.writestr("inputs.0.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", size) + b" " * size, zipfile.ZIP_DEFLATED)
+
+
+def list_bomb(archive: zipfile.ZipFile) -> None:
+    """A list of a hundred thousand members."""
+    archive.writestr("inputs.0.npy", b"")
+    archive.filelist *= 100_000
+
+
+def compressed_otherwise(archive: zipfile.ZipFile) -> None:
+    """By a method that takes as much memory as the file asks for."""
+    archive.writestr("inputs.0.npy", bytes(2**20), zipfile.ZIP_LZMA)
+
+
+@pytest.mark.parametrize(("write", "why"), [(header_bomb, "no array"), (list_bomb, "damaged"), (compressed_otherwise, "compressed")])
+def test_bombs_take_no_memory(write: Callable[[zipfile.ZipFile], None], why: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        write(archive)
+    tracemalloc.start()
+    with pytest.raises(BadSample, match=why):
+        npz_as_safetensors(tmp_path / "bomb.npz", tmp_path / "sample.safetensors", LIMIT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
 
 
 def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
