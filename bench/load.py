@@ -1,6 +1,7 @@
 """How the service bears load: `python -m bench.load [ADDRESS]`.
 
-By default it starts `memfit serve`, measures MobileNetV2 at 8×3×224×224 and plans for it. Then, all on this machine:
+By default it starts `memfit serve`, measures MobileNetV2 at 8×3×224×224 and plans for it, and writes what it finds into docs/results.md.
+Then, all on this machine:
 
 1. queries of the stored plan, its profile (state and settings), its job and the list of plans, at a fixed rate while a job measures;
 2. the same, as fast as they are answered; and the profile with all that was measured;
@@ -26,6 +27,7 @@ import typer
 
 from bench import models
 from bench.connections import Connection, Pool
+from bench.tables import write_between
 from demo.client import accepted, progress
 from demo.server import running
 
@@ -34,6 +36,7 @@ RATE = 200.0
 SECONDS = 20.0
 CONNECTIONS = 16
 PLANS, STREAMS = 40, 500
+HEADING = ["", "answers", "a second", "p50, ms", "p99, ms", "worst, ms"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,15 @@ def main(
         asyncio.run(bench(address, profile, seconds, rate, streams))
         return
     with tempfile.TemporaryDirectory() as name, running(Path(name, "data"), Path(name, "log"), os.environ) as own:
-        asyncio.run(bench(own, None, seconds, rate, streams))
+        rows = asyncio.run(bench(own, None, seconds, rate, streams))
+    where = f"with {os.cpu_count()} processors, which the client and the job have too"
+    note = f"One `memfit serve` with a profile and a plan of {MODEL} at 8×3×224×224, {where}. By `python -m bench.load`."
+    write_between("load", note, HEADING, rows)
 
 
-async def bench(address: str, profile: str | None, seconds: float, rate: float, streams: int) -> None:
+async def bench(address: str, profile: str | None, seconds: float, rate: float, streams: int) -> list[list[str]]:
+    """What was found, a row each."""
+    rows: list[list[str]] = []
     with httpx.Client(base_url=address, timeout=600) as client, tempfile.TemporaryDirectory() as folder:
         stored = make_stored(client, Path(folder)) if profile is None else find_stored(client, profile)
         pool = Pool(address, CONNECTIONS)
@@ -71,18 +79,20 @@ async def bench(address: str, profile: str | None, seconds: float, rate: float, 
         print("bytes of an answer: " + ", ".join(f"{path.split('/')[2]} {size:,}" for path, size in zip(paths, sizes, strict=True)))
         with measuring(client, stored) as job:
             latencies = await at_rate(pool, paths, rate, seconds)
-            say(f"queries at {rate:.0f}/s while a job measures", latencies, seconds)
+            rows.append(said(f"queries at {rate:.0f}/s while a job measures", latencies, seconds))
             assert job_state(client, job) == "running", "the job ended too early: give fewer seconds"
-        say("queries as they are answered", await as_answered(pool, paths, seconds / 2), seconds / 2)
+        rows.append(said("queries as they are answered", await as_answered(pool, paths, seconds / 2), seconds / 2))
         size = len(await pool.get(profile))
-        say(f"a profile with all that was measured, {size:,} bytes", await as_answered(pool, [profile], seconds / 2), seconds / 2)
+        latencies = await as_answered(pool, [profile], seconds / 2)
+        rows.append(said(f"a profile with all that was measured, {size:,} bytes", latencies, seconds / 2))
         began = time.monotonic()
         latencies, jobs = await plans(pool, stored)
-        say("plans from a stored profile", latencies, time.monotonic() - began)
-        await event_streams(client, address, jobs[-1], streams)
+        rows.append(said("plans from a stored profile, two at a time", latencies, time.monotonic() - began))
+        rows += await event_streams(client, address, jobs[-1], streams)
         for job in jobs:
             client.delete(f"/v1/jobs/{job}")
         await pool.close()
+    return rows
 
 
 def make_stored(client: httpx.Client, folder: Path) -> Stored:
@@ -173,31 +183,39 @@ async def plans(pool: Pool, stored: Stored) -> tuple[list[float], list[str]]:
     return latencies, jobs
 
 
-async def event_streams(client: httpx.Client, address: str, job: str, count: int) -> None:
+async def event_streams(client: httpx.Client, address: str, job: str, count: int) -> list[list[str]]:
     """Open streams of a job that waits, all at once; cancel it; every stream must hear of both."""
-    begin = time.monotonic()
     connections = [Connection(address) for _ in range(count)]
-    first = await gathered(connections, lambda each: each.open_stream(f"/v1/jobs/{job}/events"))
-    opened = time.monotonic() - begin
-    begin = time.monotonic()
+    first, opened = await gathered(connections, lambda each: each.open_stream(f"/v1/jobs/{job}/events"))
+    assert all(b"event: progress" in text for text in first), "a stream begins without the job's state"
     cancelling = asyncio.create_task(asyncio.to_thread(client.delete, f"/v1/jobs/{job}"))
-    rest = await gathered(connections, lambda each: each.rest())
+    rest, heard = await gathered(connections, lambda each: each.rest())
     await cancelling
-    heard = time.monotonic() - begin
-    progressed, ended = sum(b"event: progress" in text for text in first), sum(b"event: end" in text for text in rest)
-    print(f"{count} event streams: open after {opened:.2f} s, {progressed} with the job's state")
-    print(f"{ended} of them heard its end within {heard:.2f} s of its cancelling")
+    assert all(b"event: end" in text for text in rest), "a stream ends without the job's end"
+    return [
+        said("event streams opened at once, until the first event", opened, max(opened)),
+        said("the same, until they hear of the job's cancelling", heard, max(heard)),
+    ]
 
 
-async def gathered(connections: list[Connection], ask: Callable[[Connection], Awaitable[bytes]]) -> list[bytes]:
-    return list(await asyncio.gather(*map(ask, connections)))
+async def gathered(connections: list[Connection], ask: Callable[[Connection], Awaitable[bytes]]) -> tuple[list[bytes], list[float]]:
+    """The answers on all connections at once, and how long each took."""
+    begin = time.monotonic()
+
+    async def timed(connection: Connection) -> tuple[bytes, float]:
+        return await ask(connection), time.monotonic() - begin
+
+    answers = await asyncio.gather(*map(timed, connections))
+    return [text for text, _ in answers], [seconds for _, seconds in answers]
 
 
-def say(what: str, latencies: list[float], seconds: float) -> None:
+def said(what: str, latencies: list[float], seconds: float) -> list[str]:
+    """A row of the table, printed."""
     ordered = sorted(latencies)
     p50, p99, worst = (1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.99, 1.0))
-    figures = f"{len(ordered) / seconds:.1f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, worst {worst:.1f} ms"
-    print(f"{what}: {len(ordered)} answers, {figures}", flush=True)
+    row = [what, f"{len(ordered):,}", f"{len(ordered) / seconds:.1f}", f"{p50:.1f}", f"{p99:.1f}", f"{worst:.1f}"]
+    print(", ".join(f"{name} {value}" if name else value for name, value in zip(HEADING, row, strict=True)), flush=True)
+    return row
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
-from planner.footprint import plain_timeline
 from planner.profile import Profile
 from planner.request import ProfileSettings
 from service import queue
@@ -200,7 +199,13 @@ def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileA
         settings=settings_of(record),
         job=record.job_id,
         measured=measured,
-        timeline=None if measured is None else tuple(map(Footprint.of, plain_timeline(measured))),
+        timeline=_timeline(measured) if measured is not None else None,
         problem=PROBLEM.validate_json(record.problem_json).as_json() if record.problem_json is not None else None,
         created_at=record.created_at,
     )
+
+
+def _timeline(measured: Profile) -> tuple[Footprint, ...]:
+    from planner.footprint import plain_timeline  # with scipy, as in service.pipeline
+
+    return tuple(map(Footprint.of, plain_timeline(measured)))

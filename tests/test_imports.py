@@ -65,6 +65,10 @@ def test_the_server_and_the_command_line_do_without_torch(module: str) -> None:
     assert "torch" not in modules_after(f"import {module}")
 
 
+def test_a_server_that_solves_nothing_yet_does_without_the_solver() -> None:
+    assert not modules_after("import service.server") & {"highspy", "scipy"}
+
+
 def test_without_the_service_the_command_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from service.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT, check=False)
