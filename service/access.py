@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -15,6 +15,7 @@ from service.rates import TooMany
 
 Thing = Literal["model", "sample", "profile", "plan", "job", "upload", "device"]
 READS = {"GET", "HEAD", "OPTIONS"}
+IdPath = Annotated[str, Path(description="As the answer that made it says.", examples=["e16d35ca-2689-42ee-8a20-21f778a2f283"])]
 
 
 async def authenticate(

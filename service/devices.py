@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import DeviceRecord, HoldingRecord
-from service.access import CallerDep, check_held, hold, let_go
+from service.access import CallerDep, IdPath, check_held, hold, let_go
 from service.body import Body
 from service.context import Context, ContextDep
 from service.keys import Caller
@@ -113,14 +113,14 @@ def add_device(body: DeviceBody, response: Response, caller: CallerDep, context:
 
 
 @router.get("/{id}", operation_id="get_device")
-def get_device(id: str, caller: CallerDep, context: ContextDep) -> DeviceAnswer:
+def get_device(id: IdPath, caller: CallerDep, context: ContextDep) -> DeviceAnswer:
     """A device."""
     with context.database.reading() as session:
         return device_answer(session, caller, id)
 
 
 @router.delete("/{id}", status_code=status.HTTP_204_NO_CONTENT, operation_id="delete_device")
-def delete_device(id: str, caller: CallerDep, context: ContextDep) -> None:
+def delete_device(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
     """Delete a device of your own. Plans that were made for it stay."""
     with context.database.transaction() as session:
         if not device_answer(session, caller, id).own:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState
 from service import queue
-from service.access import CallerDep, check_held
+from service.access import CallerDep, IdPath, check_held
 from service.context import ContextDep
 from service.documents import PROBLEM
 from service.problem_answers import RESPONSES
@@ -28,13 +28,13 @@ class JobAnswer(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: str
+    id: str = Field(examples=["7a5ee492-b500-4199-b154-762c80bbfb7f"])
     kind: JobKind
     state: JobState
-    stage: str = Field(description="queued, profiling, solving, patching or verifying.")
+    stage: str = Field(description="queued, profiling, solving, patching or verifying.", examples=["profiling"])
     attempt: int = Field(description="Which attempt to run it is, or was, the last; 0: it was not begun.")
-    fraction: float = Field(description="Share of the stage that is done, 0 to 1.")
-    message: str
+    fraction: float = Field(description="Share of the stage that is done, 0 to 1.", examples=[0.3])
+    message: str = Field(examples=["spectra of the activations"])
     plan: str | None = Field(description="The plan it works for.")
     profile: str | None = Field(description="The profile it measures, of a job that does only that.")
     problem: dict[str, Any] | None = Field(description="Why it failed, as a problem document.")
@@ -90,7 +90,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
 
 
 @router.get("/{id}")
-def get_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
+def get_job(id: IdPath, caller: CallerDep, context: ContextDep) -> JobAnswer:
     """How far a job is."""
     with context.database.reading() as session:
         check_held(session, caller, "job", id)
@@ -98,7 +98,7 @@ def get_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
 
 
 @router.delete("/{id}")
-def cancel_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
+def cancel_job(id: IdPath, caller: CallerDep, context: ContextDep) -> JobAnswer:
     """Cancel a job that waits or runs, and with it its plan. To cancel it again changes nothing."""
     with context.database.transaction() as session:
         check_held(session, caller, "job", id)
@@ -109,7 +109,7 @@ def cancel_job(id: str, caller: CallerDep, context: ContextDep) -> JobAnswer:
 
 
 @router.get("/{id}/logs", response_class=PlainTextResponse, operation_id="get_job_log")
-def get_job_log(id: str, caller: CallerDep, context: ContextDep) -> Response:
+def get_job_log(id: IdPath, caller: CallerDep, context: ContextDep) -> Response:
     """What the processes of a job printed, so far."""
     with context.database.reading() as session:
         check_held(session, caller, "job", id)
@@ -120,7 +120,7 @@ def get_job_log(id: str, caller: CallerDep, context: ContextDep) -> Response:
     return PlainTextResponse(context.store.shared_log(id))
 
 
-def _existing(id: str, caller: CallerDep, context: ContextDep) -> str:
+def _existing(id: IdPath, caller: CallerDep, context: ContextDep) -> str:
     """The id of a job, found before a stream begins: from then on there is no other status to answer with."""
     return get_job(id, caller, context).id
 

@@ -40,6 +40,7 @@ def set_up(format: Format) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if format == "json" else logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it is about to look at is no news
 
 
 class RequestLog:

@@ -1,8 +1,9 @@
 """A page for every type of problem: the documents' `type` leads there."""
 
 from html import escape
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from fastapi.responses import HTMLResponse
 
 from planner.errors import PlannerError
@@ -17,7 +18,7 @@ router = APIRouter(tags=["problems"], responses=RESPONSES)
 
 
 @router.get("/problems/{kind}", response_class=HTMLResponse, operation_id="get_problem_type")
-def get_problem_type(kind: str) -> HTMLResponse:
+def get_problem_type(kind: Annotated[str, Path(examples=["infeasible-budget"])]) -> HTMLResponse:
     """What a type of problem means."""
     pages = _pages()
     if kind not in pages:

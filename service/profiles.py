@@ -12,7 +12,7 @@ from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
 from planner.profile import Profile
 from planner.request import ProfileSettings
 from service import queue
-from service.access import CallerDep, check_held, check_jobs, hold
+from service.access import CallerDep, IdPath, check_held, check_jobs, hold
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
@@ -152,7 +152,7 @@ def request_profile(body: ProfileBody, response: Response, caller: CallerDep, co
 
 @router.get("/{id}", response_model=ProfileAnswer)
 def get_profile(
-    id: str,
+    id: IdPath,
     caller: CallerDep,
     context: ContextDep,
     measured: Annotated[bool, Query(description="Whether to answer with all that was measured: megabytes, of a large model.")] = True,
@@ -171,7 +171,7 @@ def get_profile(
 
 
 @router.get("/{id}/frontier")
-async def get_frontier(id: str, query: Annotated[FrontierQuery, Query()], caller: CallerDep, context: ContextDep) -> FrontierAnswer:
+async def get_frontier(id: IdPath, query: Annotated[FrontierQuery, Query()], caller: CallerDep, context: ContextDep) -> FrontierAnswer:
     """What is to be had at every budget, from the least that anything fits to the plain step's peak. Predicted, not measured; it takes
     some seconds.
     """

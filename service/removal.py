@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models import HoldingRecord, JobRecord, JobState, ModelRecord, PlanRecord, ProfileRecord, ReplyRecord, SampleRecord, UploadRecord
 from models.base import now
-from service.access import CallerDep, check_held, let_go
+from service.access import CallerDep, IdPath, check_held, let_go
 from service.context import ContextDep
 from service.database import Database
 from service.keys import Caller
@@ -20,7 +20,7 @@ from service.problem_answers import RESPONSES
 from service.problems import Problem
 from service.profiles import find_profile
 from service.store import Kind, Store, digest_of
-from service.uploads import find_model, find_sample
+from service.uploads import DigestPath, find_model, find_sample
 
 logger = logging.getLogger(__name__)
 SECONDS_TO_BE_REFERRED_TO = 3600.0  # a file is placed shortly before the record that names it
@@ -45,7 +45,7 @@ router = APIRouter(prefix="/v1", responses=RESPONSES)
 
 
 @router.delete("/models/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["models"], operation_id="delete_model")
-def delete_model(id: str, caller: CallerDep, context: ContextDep) -> None:
+def delete_model(id: DigestPath, caller: CallerDep, context: ContextDep) -> None:
     """Delete a model that no profile of yours is of. Its bytes go when nobody else has it."""
     with context.database.transaction() as session:
         check_held(session, caller, "model", id)
@@ -56,7 +56,7 @@ def delete_model(id: str, caller: CallerDep, context: ContextDep) -> None:
 
 
 @router.delete("/samples/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["samples"], operation_id="delete_sample")
-def delete_sample(id: str, caller: CallerDep, context: ContextDep) -> None:
+def delete_sample(id: DigestPath, caller: CallerDep, context: ContextDep) -> None:
     """Delete a sample that no profile of yours is of. Its bytes go when nobody else has it."""
     with context.database.transaction() as session:
         check_held(session, caller, "sample", id)
@@ -67,7 +67,7 @@ def delete_sample(id: str, caller: CallerDep, context: ContextDep) -> None:
 
 
 @router.delete("/profiles/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["profiles"], operation_id="delete_profile")
-def delete_profile(id: str, caller: CallerDep, context: ContextDep) -> None:
+def delete_profile(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
     """Delete a profile that no plan of yours is of."""
     with context.database.transaction() as session:
         check_held(session, caller, "profile", id)
@@ -82,7 +82,7 @@ def delete_profile(id: str, caller: CallerDep, context: ContextDep) -> None:
 
 
 @router.delete("/plans/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["plans"], operation_id="delete_plan")
-def delete_plan(id: str, caller: CallerDep, context: ContextDep) -> None:
+def delete_plan(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
     """Delete a plan that is not worked on, with its job and its checkpoint."""
     with context.database.transaction() as session:
         check_held(session, caller, "plan", id)

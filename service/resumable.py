@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from models import UploadRecord
-from service.access import CallerDep, check_bytes, check_held, hold
+from service.access import CallerDep, IdPath, check_bytes, check_held, hold
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
 from service.keys import Caller
@@ -34,7 +34,7 @@ class WrongProtocol(Problem):
         super().__init__(f"Tus-Resumable is {got!r}; this service speaks {VERSION}. Send that field with every request.")
 
 
-def speaks_tus(response: Response, tus_resumable: Annotated[str | None, Header()] = None) -> None:
+def speaks_tus(response: Response, tus_resumable: Annotated[str | None, Header(examples=[VERSION])] = None) -> None:
     if tus_resumable != VERSION:
         raise WrongProtocol(tus_resumable)
     response.headers["tus-resumable"] = VERSION
@@ -78,7 +78,10 @@ def describe_uploads(response: Response, context: ContextDep) -> None:
 
 @tus.post("", status_code=status.HTTP_201_CREATED, operation_id="begin_upload")
 def begin_upload(
-    response: Response, caller: CallerDep, context: ContextDep, upload_length: Annotated[int | None, Header(ge=1)] = None
+    response: Response,
+    caller: CallerDep,
+    context: ContextDep,
+    upload_length: Annotated[int | None, Header(ge=1, examples=[14_568_934])] = None,
 ) -> None:
     """Begin an upload of `Upload-Length` bytes. The answer's Location takes its pieces."""
     if upload_length is None:
@@ -94,7 +97,7 @@ def begin_upload(
 
 
 @tus.head("/{id}", operation_id="get_upload")
-def get_upload(id: str, response: Response, caller: CallerDep, context: ContextDep) -> None:
+def get_upload(id: IdPath, response: Response, caller: CallerDep, context: ContextDep) -> None:
     """How much of an upload is there: `Upload-Offset`."""
     with context.database.reading() as session:
         check_held(session, caller, "upload", id)
@@ -110,12 +113,12 @@ def get_upload(id: str, response: Response, caller: CallerDep, context: ContextD
     openapi_extra={"requestBody": {"required": True, "content": {PIECE: {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def continue_upload(
-    id: str,
+    id: IdPath,
     request: Request,
     response: Response,
     caller: CallerDep,
     context: ContextDep,
-    upload_offset: Annotated[int | None, Header(ge=0)] = None,
+    upload_offset: Annotated[int | None, Header(ge=0, examples=[0])] = None,
 ) -> None:
     """Append a piece at `Upload-Offset`. What came of a piece that was cut is kept: HEAD says from where to go on."""
     if media_type(request) != PIECE:
@@ -128,7 +131,7 @@ async def continue_upload(
 
 
 @tus.delete("/{id}", status_code=status.HTTP_204_NO_CONTENT, operation_id="delete_upload")
-def delete_upload(id: str, caller: CallerDep, context: ContextDep) -> None:
+def delete_upload(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
     """Give an upload up. Its bytes are gone at once."""
     with context.database.reading() as session:
         check_held(session, caller, "upload", id)

@@ -160,7 +160,7 @@ def get_sample(id: DigestPath, caller: CallerDep, context: ContextDep) -> Sample
 class UploadBody(Body):
     """A finished resumable upload to take in."""
 
-    upload: str = Field(description="Its id.")
+    upload: str = Field(description="Its id.", examples=["7a5ee492-b500-4199-b154-762c80bbfb7f"])
 
 
 @asynccontextmanager

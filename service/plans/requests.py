@@ -70,7 +70,7 @@ class ChoiceBody(Body):
     trainable: tuple[str, ...] = Field(("*",), min_length=1, description="Patterns of names of parameters that may train, with * and ?.")
     frozen: tuple[str, ...] = Field((), description="Patterns of names of parameters that may not train.", examples=[["features.1*"]])
     last: PositiveInt | None = Field(
-        None, description="Only the last so many layers may train: operations with a weight, and what follows."
+        None, description="Only the last so many layers may train: operations with a weight, and what follows.", examples=[4]
     )
     techniques: tuple[str, ...] = Field(
         ("*",), description="Patterns of techniques that may be used beside keeping whole.", examples=[["mask", "hosvd"]]

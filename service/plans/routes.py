@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from sqlalchemy import select
 
 from models import HoldingRecord, PlanRecord, PlanState
-from service.access import CallerDep, check_held
+from service.access import CallerDep, IdPath, check_held
 from service.context import Context, ContextDep
 from service.devices import with_budget
 from service.documents import PROBLEM
@@ -17,7 +17,7 @@ from service.download import file_answer
 from service.keys import Caller
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
 from service.plans.queries import find_plan, make_plan
-from service.plans.requests import PlanBody
+from service.plans.requests import DIGEST_EXAMPLE, PlanBody
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, Problem
 from service.profiles import find_profile
@@ -29,17 +29,31 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=RESPONSES)
 PLAN_SCHEMA = {"$ref": "#/components/schemas/PlanBody"}
 FINISHED = (PlanState.READY, PlanState.INFEASIBLE, PlanState.FAILED, PlanState.CANCELLED)
 FILE_SCHEMA = {"type": "string", "format": "binary"}
+ASKED = {"budget": "40%", "optimizer": {"name": "sgd", "momentum": 0.9}, "loss": "cross_entropy"}
 PLAN_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": PLAN_SCHEMA},
+            "application/json": {
+                "schema": PLAN_SCHEMA,
+                "examples": {
+                    "files": {
+                        "summary": "Of a stored model and sample",
+                        "value": ASKED | {"model": DIGEST_EXAMPLE, "sample": DIGEST_EXAMPLE},
+                    },
+                    "profile": {
+                        "summary": "Of a stored profile, for a device",
+                        "value": {"profile": "edfdfdf0-3059-4fe3-95c6-f681a258c009", "device": "raspberry-pi-4b-2gb"},
+                    },
+                },
+            },
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": ["request"],
                     "properties": {"request": PLAN_SCHEMA, "model": FILE_SCHEMA, "sample": FILE_SCHEMA},
                 },
+                "example": {"request": ASKED, "model": "net.pt2", "sample": "sample.safetensors"},
                 "encoding": {"request": {"contentType": "application/json"}},
             },
         },
@@ -109,7 +123,7 @@ def list_plans(
 
 
 @router.get("/{id}", response_model=PlanAnswer)
-def get_plan(id: str, caller: CallerDep, context: ContextDep) -> Response:
+def get_plan(id: IdPath, caller: CallerDep, context: ContextDep) -> Response:
     """A plan, as far as it has come."""
     with context.database.reading() as session:
         check_held(session, caller, "plan", id)
@@ -146,7 +160,7 @@ def _plan_answer(id: str, caller: Caller, context: Context) -> PlanAnswer:
 
 @router.head("/{id}/checkpoint", response_class=FileResponse, operation_id="describe_checkpoint")
 @router.get("/{id}/checkpoint", response_class=FileResponse, operation_id="get_checkpoint")
-def get_checkpoint(id: str, request: Request, caller: CallerDep, context: ContextDep) -> Response:
+def get_checkpoint(id: IdPath, request: Request, caller: CallerDep, context: ContextDep) -> Response:
     """The patched checkpoint, for memfit.load. Its ETag and Repr-Digest are of its bytes; a broken download may go on with Range."""
     with context.database.reading() as session:
         check_held(session, caller, "plan", id)

@@ -84,6 +84,19 @@ def test_the_committed_description_is_that_of_the_code() -> None:
     assert committed == description(), "the calls have changed: review, then run 'python -m service.openapi docs/openapi.json'"
 
 
+def test_every_call_is_described_with_examples() -> None:
+    document = json.loads(description())
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            for parameter in call.get("parameters", []):
+                known = {"default", "examples"} & {*parameter["schema"], *parameter}
+                assert known, f"{method} {path} has no example of {parameter['name']}"
+            for kind, body in call.get("requestBody", {}).get("content", {}).items():
+                schema = document["components"]["schemas"].get(body["schema"].get("$ref", "").rpartition("/")[2], {})
+                examples = {"example", "examples"} & {*body} or "examples" in json.dumps(schema) or "binary" in json.dumps(body)
+                assert examples, f"{method} {path} has no example of {kind}"
+
+
 def test_operations_have_names_of_their_own() -> None:
     paths = json.loads(description())["paths"]
     names = [call["operationId"] for calls in paths.values() for call in calls.values()]
