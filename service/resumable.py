@@ -76,7 +76,7 @@ def describe_uploads(response: Response, context: ContextDep) -> None:
     response.headers["tus-max-size"] = str(context.settings.max_upload_bytes)
 
 
-@tus.post("", status_code=status.HTTP_201_CREATED, operation_id="begin_upload")
+@tus.post("", status_code=status.HTTP_201_CREATED, response_class=Response, operation_id="begin_upload")
 def begin_upload(
     response: Response,
     caller: CallerDep,

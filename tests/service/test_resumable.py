@@ -16,7 +16,7 @@ PIECE = TUS | {"content-type": "application/offset+octet-stream"}
 
 def begin(service: Running, size: int) -> str:
     answer = service.client.post("/v1/uploads", headers=TUS | {"upload-length": str(size)})
-    assert (answer.status_code, answer.headers["tus-resumable"]) == (201, "1.0.0")
+    assert (answer.status_code, answer.headers["tus-resumable"], answer.content) == (201, "1.0.0", b"")
     return answer.headers["location"]
 
 
