@@ -47,6 +47,7 @@ class PlanContent(BaseModel):
     budget_scope: BudgetScope | None = Field(None, description="training: of the footprint; process: of the whole process.")
     runtime_bytes: int | None = Field(None, description="Of a budget of the whole process, what is not the footprint's.")
     fidelity: float | None = Field(None, description="1 − Σ‖g−ĝ‖² / Σ‖g‖² over all trainable parameters, as planned.", examples=[0.998])
+    fidelity_range: tuple[float, float] | None = Field(None, description="The lowest and the highest of the sample's batches, as planned.")
     objective: str | None = Field(None, description="What it was chosen for.")
     score: float | None = Field(
         None, description="Of the objective: the fidelity for energy, the mean of all parameters' own for relative."
@@ -119,6 +120,7 @@ def plan_content(
         content |= {
             "budget_bytes": plan.budget_bytes,
             "fidelity": plan.fidelity,
+            "fidelity_range": plan.fidelity_range,
             "headroom_bytes": plan.headroom_bytes,
             "budget_scope": plan.budget_scope,
             "runtime_bytes": plan.runtime_bytes if plan.budget_scope == "process" else None,
