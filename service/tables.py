@@ -102,9 +102,8 @@ def _steps(plan: Plan, certificate: Certificate) -> Table:
         "plain", *_measured(plain.measured_peak_bytes, plan.budget_bytes, plain.process_peak_bytes), "1", f"{plain.step_seconds:.3f}"
     )
     row = _measured(certificate.measured_peak_bytes, plan.budget_bytes, certificate.process_peak_bytes)
-    table.add_row(
-        "planned", *row, f"{certificate.fidelity:.6f}{_range(certificate.fidelity_range)}", f"{certificate.step_seconds:.3f}", style="bold"
-    )
+    fidelity = f"{certificate.fidelity:.6f}{_range(certificate.fidelity_range)}"
+    table.add_row("planned", *row, fidelity, f"{certificate.step_seconds:.3f}", style="bold")
     return table
 
 

@@ -66,6 +66,7 @@ class PlanContent(BaseModel):
     activations: tuple[ActivationChoice, ...] | None = Field(None, description="How each is held for the backward pass.")
     timeline: tuple[Footprint, ...] | None = Field(None, description="Predicted, at every moment of the step.")
     solve_seconds: float | None = None
+    variables: int | None = Field(None, description="Of the integer program of the plan's schedule.")
     alternatives: tuple[Alternative, ...] | None = Field(None, description="Simpler ways in the same budget; with the certificate.")
     certificate: Certificate | None = Field(None, description="What the patched model's step really took, beside the plain model's.")
     least_budget_bytes: int | None = Field(None, description="When infeasible: the smallest budget that a plan was found for.")
@@ -140,6 +141,7 @@ def plan_content(
             "activations": plan.activations,
             "timeline": tuple(Footprint.of(footprint) for footprint in plan.timeline),
             "solve_seconds": plan.solve_seconds,
+            "variables": plan.variables,
             "alternatives": plan.alternatives or None,
         }
     if problem is not None:
