@@ -179,7 +179,7 @@ def _facts(alternative: Alternative) -> str:
     facts = dict(alternative.facts)
     if "trained" in facts:
         facts["trained"] = f"{len(facts['trained'])} parameters"  # type: ignore[arg-type]
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in facts.items())
 
 
 def model_table(model: ModelSummary) -> RenderableType:
