@@ -83,8 +83,9 @@ def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) 
         left = seconds - (perf_counter() - started)
         if bounds[n] >= least - LOSS_GAP or (found and left <= 0):
             continue
-        wanted = replace(limits, loss=min(limits.loss, least - LOSS_GAP))
-        solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS)
+        start = next((solution.choices for solution in found if solution.program is programs[n]), None)
+        wanted = limits if start is not None else replace(limits, loss=min(limits.loss, least - LOSS_GAP))
+        solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS, start)
         if solved is not None:
             found.append(Solution(programs[n], solved[0], 0.0))
             bounds[n] = max(bounds[n], solved[1])
