@@ -19,9 +19,9 @@ from service.documents import PROFILE
 from service.programs import MOST, KeptPrograms
 from service.store import Store
 from tests.planner import networks
-from tests.service.running import FINISHED, Running, keep, post_plan
+from tests.service.running import Running, keep
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 THREADS = 40  # that the service has for quick calls
 
 
@@ -125,17 +125,22 @@ def test_what_a_mishap_left_is_not_used_again(record: tuple[Store, ProfileRecord
 
 @pytest.mark.slow
 def test_quick_calls_do_not_wait_for_those_that_solve(service: Running, model_file: Path, sample_file: Path) -> None:
-    plan = post_plan(service, {"budget": "100%"}, model_file.read_bytes(), sample_file.read_bytes()).raise_for_status().json()
-    plan = service.until(f"/v1/plans/{plan['id']}", lambda plan: plan["state"] in FINISHED)
+    ids = {
+        kind: service.client.post(f"/v1/{kind}s", content=file.read_bytes()).raise_for_status().json()["id"]
+        for kind, file in (("model", model_file), ("sample", sample_file))
+    }
+    profile = service.client.post("/v1/profiles", json=ids).raise_for_status().json()["id"]
+    place = f"/v1/profiles/{profile}"
+    service.until(place, lambda answer: answer["state"] == "ready")
     with service.context.database.reading() as session:
-        stored = session.get_one(ProfileRecord, plan["profile"])
-    body, frontier = {"profile": plan["profile"], "budget": "100%"}, f"/v1/profiles/{plan['profile']}/frontier"
+        stored = session.get_one(ProfileRecord, profile)
+    body = {"profile": profile, "budget": "100%"}
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(base_url=service.server.address, timeout=PATIENCE, limits=limits) as client, ThreadPoolExecutor(THREADS + 5) as pool:
         with service.context.programs.of(stored, PlanRequest(None)):  # as somebody's long search does
             waiting = [pool.submit(client.post, "/v1/plans", json=body) for _ in range(THREADS)]
-            waiting += [pool.submit(client.get, frontier, params={"points": 2}) for _ in range(5)]
+            waiting += [pool.submit(client.get, f"{place}/frontier", params={"points": 2}) for _ in range(5)]
             sleep(1)  # until they wait
-            assert client.get(f"/v1/plans/{plan['id']}", timeout=5).status_code == 200
+            assert client.get(place, params={"measured": False}, timeout=5).status_code == 200
             assert not any(done.done() for done in waiting)
         assert [done.result(PATIENCE).status_code for done in waiting] == [202] * THREADS + [200] * 5
