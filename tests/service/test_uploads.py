@@ -82,6 +82,6 @@ def test_the_service_stays_small_whatever_is_sent(model_file: Path, tmp_path: Pa
         assert client.get("/healthz").status_code == 200
     peak = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert peak is not None
-    print(f"{len(hostile)} files; the server's highest memory: {int(peak[1]) / 1000:.0f} MB")
+    print(f"{len(hostile)} files; the server's highest memory: {int(peak[1]) * 1024 / 1e6:.0f} MB")
     assert int(peak[1]) * 1024 < PEAK_BYTES
     assert not (tmp_path / "canary").exists()
