@@ -7,7 +7,7 @@ import torch
 from torch.fx import Node
 
 from memfit.operators.pooling import RANGE_WINDOWS
-from memfit.rewriting import MASKABLE
+from memfit.overwriting import RECTIFIERS
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
 from planner.menu import unbeaten
@@ -51,9 +51,9 @@ def activations_of(
             node = nodes.get(structure.names[holder.operation])
             if (
                 node is not None
-                and node.target in MASKABLE
+                and node.target in RECTIFIERS
                 and graph.may_hold_bits(node)
-                and structure.storage_of.get(bits_held(node)) == at
+                and structure.storage_of.get(bits_held(graph, node)) == at
             ):
                 forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
             if node is not None and node.name in graph.repeated:

@@ -23,7 +23,7 @@ from planner.recomputation import recomputations, with_recomputations
 from planner.record import Recording, record
 from planner.request import ProfileSettings
 from planner.sample import Batch, batches_of
-from planner.structure import Structure, observe_structure
+from planner.structure import Structure, observe_structure, overwritten
 from planner.techniques import candidates, shipped_tensors
 from planner.travelling import measure_travelling
 from planner.workspace import with_workspace
@@ -127,7 +127,10 @@ def _step(
 ) -> Step:
     """What a step holds while so many samples go through the model at a time. `pace`: seconds of a whole step for each recorded one."""
     warm_up = int(part.samples < profile.steps[0].batch_size) if profile.steps else 0  # kernels for the whole batch are there already
-    exact, _ = measure_step(graph.exact, part, profile.loss, steps=warm_up)
+    over = overwritten(graph, structure, {activation.name: at for at, activation in enumerate(activations)})
+    in_place = tuple(structure.names[i] for i, it in over.items() if it.activation is None)  # those that a step with all kept whole has
+    in_place_module = graph.rewritten(replace(graph.exact_recipe(profile.loss), in_place=in_place))
+    exact, _ = measure_step(in_place_module, part, profile.loss, steps=warm_up)
     step = Step(
         part.samples,
         (),
@@ -145,6 +148,7 @@ def _step(
                 forward_bytes=0,
                 backward_bytes=0,
                 internal_bytes=structure.internal_bytes[i],
+                over=over.get(i),
                 forward_seconds=pace * exact.seconds.get(Moment("forward", name), 0.0),
                 backward_seconds=pace * exact.seconds.get(Moment("backward", name), 0.0),
                 source=structure.sources[i],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memfit.forms import Held
-from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
+from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
 
 ConvArguments = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
@@ -24,7 +24,7 @@ class _Convolution(torch.autograd.Function):
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.save_for_backward(weight if input_grad else None, *kept)
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+        return no_view(torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

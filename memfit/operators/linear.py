@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from memfit.forms import Held
-from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
+from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
 
 
 # B = samples, F = features in, O = features out; further axes between B and F count as samples of the product.
@@ -17,7 +17,7 @@ class _Linear(torch.autograd.Function):
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.form, ctx.shape = form, x.shape
         ctx.save_for_backward(weight_OF if input_grad else None, *kept)
-        return torch.nn.functional.linear(x, weight_OF, bias_O)
+        return no_view(torch.nn.functional.linear(x, weight_OF, bias_O))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
