@@ -34,6 +34,7 @@ class Recipe:
         optimizer: name (`sgd`, `adam`, `adamw`) and settings, of the planned step.
         micro_batch: samples that go through the model at a time; None: a batch is never divided.
         early_updates: the step updates each parameter as soon as its gradient is complete, which then goes.
+        memory_bytes: what the process may hold of parameters, optimizer state, batch and step; 0: no more than lives at once.
         split, slice: the operation up to which only so many samples go at a time; None: the model is not divided.
     """
 
@@ -49,6 +50,7 @@ class Recipe:
     early_updates: bool = False
     split: str | None = None
     slice: int = 0
+    memory_bytes: int = 0
 
     def to_json(self) -> str:
         return json.dumps({"version": RECIPE_VERSION, **asdict(self)})

@@ -28,6 +28,7 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         early_updates=plan.schedule.early_updates,
         split=plan.schedule.split,
         slice=plan.schedule.slice,
+        memory_bytes=plan.predicted_peak_bytes if plan.budget_scope == "process" else plan.budget_bytes,
     )
 
 

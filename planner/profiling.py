@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from memfit.losses import LOSSES
-from memfit.process_memory import return_freed_memory
+from memfit.process_memory import hand_back, keep_freed_memory
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 from memfit.training_step import make_optimizer
 from planner.activations import activations_of
@@ -52,7 +52,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     progress(0.06, "the plain step")
     plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)
     pace = seconds / sum(plain.seconds.values())  # a step under record takes longer
-    return_freed_memory()  # from here on as planned steps do, whose time that takes too
+    keep_freed_memory()  # from here on as planned steps do, as far as they may
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
     energies = measure_energies(
@@ -82,6 +82,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     again = recomputations(graph, batches[0])
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
+        hand_back()
         part = batches[0].first(samples)
         structure = observe_structure(graph, part, loss) if number else whole
         activations = activations_of(graph, structure, spectra, energies, travelled)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from memfit.operators.held import HeldTensor, Restorable, samples_at_once
 from memfit.overwriting import IN_PLACE
+from memfit.process_memory import make_room
 
 aten = torch.ops.aten
 
@@ -39,6 +40,7 @@ class _Again(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         own = tensors[: len(forms)]
+        make_room(2 * sum(tensor.nbytes for tensor in own if tensor is not None))
         if over_input:
             ctx.mark_dirty(own[0])
         result = operation.run(own, over_input)
@@ -52,6 +54,7 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, own = ctx.saved_tensors, len(ctx.forms)
+        make_room(4 * grad.nbytes)
         wanted = ctx.needs_input_grad[4 : 4 + own]
         grads: list[Tensor | None] = [None] * own
         step = samples_at_once(tuple(grad.shape), grad.element_size())

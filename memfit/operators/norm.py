@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memfit.forms import Held
 from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
+from memfit.process_memory import make_room
 
 
 class _FrozenBatchNorm(torch.autograd.Function):
@@ -31,6 +32,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         kept: Held = () if not ctx.needs_input_grad[1] else held if form is not None else (x,)
         ctx.eps, ctx.form, ctx.shape, ctx.itemsize, ctx.over_gradient = eps, form, x.shape, x.element_size(), over_gradient
         ctx.save_for_backward(weight, mean, variance, *kept)
+        make_room(0 if over_input else x.nbytes)
         if not over_input:
             return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
         ctx.mark_dirty(x)
@@ -41,6 +43,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, mean, variance, *kept = ctx.saved_tensors
+        make_room(2 * grad.nbytes)
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
         if weight_grad:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from memfit.bits import pack, pack_between, scale_by_bits
+from memfit.process_memory import make_room
 
 aten = torch.ops.aten
 
@@ -20,6 +21,7 @@ class _Rectified(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, low: float, high: float, slope: float, bits: bool, over_input: bool, over_gradient: bool) -> Tensor:
         ctx.settings = low, high, slope, bits, over_gradient
         wanted = ctx.needs_input_grad[0]
+        make_room(x.nbytes)
         packed = pack_between(x, low, high) if bits and wanted else None
         if over_input:
             ctx.mark_dirty(x)
@@ -36,6 +38,7 @@ class _Rectified(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (held,) = ctx.saved_tensors
         low, high, slope, bits, over_gradient = ctx.settings
+        make_room(grad.nbytes)
         if bits:
             grad_x = scale_by_bits(grad, held, 1.0, slope, over_gradient)
         else:
