@@ -40,6 +40,16 @@ aten = torch.ops.aten
 
 HELD = "memfit_held_"
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+MAX_POOLINGS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
+POOLINGS: dict[Any, int] = {
+    **MAX_POOLINGS,
+    aten.avg_pool1d.default: 1,
+    aten.avg_pool2d.default: 2,
+    aten.avg_pool3d.default: 3,
+    aten.adaptive_avg_pool1d.default: 1,
+    aten.adaptive_avg_pool2d.default: 2,
+    aten.adaptive_avg_pool3d.default: 3,
+}
 OVERWRITES = "memfit_overwrites"  # of a node's meta: the argument it may write its result over, where nobody holds anything
 
 
@@ -81,7 +91,7 @@ def may_hold_bits(module: GraphModule, node: Node) -> bool:
     """Whether the operation can do with one bit an element, or max pooling with a byte a window."""
     if node.target in LEAKY_RELUS:
         return float(arguments(node)["negative_slope"]) > 0
-    if _is_pooling_of_batches(node) and node.target is aten.max_pool2d.default:
+    if _is_pooling_of_batches(node) and node.target in MAX_POOLINGS:
         return prod(_window(node)[0]) <= 256
     return node.target in RECTIFIERS or (node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Dropout)
 
@@ -184,35 +194,33 @@ def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
 
 
 def _is_pooling_of_batches(node: Node) -> bool:
-    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default):
-        return False
-    x = node.args[0]
+    axes = POOLINGS.get(node.target)
+    x = node.args[0] if axes is not None and node.args else None
     value = x.meta.get("val") if isinstance(x, Node) else None
-    return value is not None and value.dim() == 4
+    return axes is not None and value is not None and value.dim() == axes + 2
 
 
-def _window(node: Node) -> tuple[tuple[int, int], ...]:
-    """Kernel, stride, padding and dilation of a pooling, a pair each."""
+def _window(node: Node) -> tuple[tuple[int, ...], ...]:
+    """Kernel, stride, padding and dilation of a max pooling, a number an axis each."""
     values = arguments(node)
 
-    def pair(name: str) -> tuple[int, int]:
+    def each(name: str) -> tuple[int, ...]:
         given = values[name] if values[name] != [] else values["kernel_size"]  # without a stride of its own, a window is one step
-        rows, columns = per_axis(given, 2)
-        return rows, columns
+        return tuple(per_axis(given, POOLINGS[node.target]))
 
-    return pair("kernel_size"), pair("stride"), pair("padding"), pair("dilation")
+    return each("kernel_size"), each("stride"), each("padding"), each("dilation")
 
 
 def _use_pooling(node: Node, small: bool) -> None:
-    values = arguments(node)
-    if node.target is aten.max_pool2d.default:
-        _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"]), small))
-        return
-    if node.target is aten.adaptive_avg_pool2d.default:
-        _call(node, adaptive_average_pool, (values["self"], per_axis(values["output_size"], 2)))
-        return
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    _call(node, average_pool, (values["self"], *(values[name] for name in names)))
+    values, axes = arguments(node), POOLINGS[node.target]
+    if node.target in MAX_POOLINGS:
+        _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"])), small=small)
+    elif "output_size" in values:
+        _call(node, adaptive_average_pool, (values["self"], per_axis(values["output_size"], axes)))
+    else:
+        sizes = (per_axis(values[name], axes) if values[name] != [] else [] for name in ("kernel_size", "stride", "padding"))
+        rest = (values["ceil_mode"], values["count_include_pad"], values.get("divisor_override"))
+        _call(node, average_pool, (values["self"], *sizes, *rest))
 
 
 def _use_masked_dropout(module: GraphModule, node: Node) -> None:
