@@ -82,7 +82,7 @@ class TrainingStep:
     def _keep_freed_memory(self, inputs: Inputs, targets: Tensor | None) -> None:
         """Keep what steps free, up to what the budget leaves beside what is there between them."""
         states = (value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
-        there = [*self.model.parameters(), *self.model.buffers(), *states, *in_order(self.model, inputs)]  # type: ignore[arg-type]
+        there = [*self.model.parameters(), *self.model.buffers(), *states, *in_order(self.model, inputs)]
         there += [] if targets is None else [targets]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in there}
         if keep_freed_memory():

@@ -62,7 +62,7 @@ def unpacked(held: HeldTensor | None) -> tuple[Restorable | Tensor | None, ...]:
 
 def no_view(result: Tensor) -> Tensor:
     """A result that autograd does not take for a view of something, or nobody could write over it."""
-    return torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else result  # type: ignore[no-any-return]
+    return torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else result
 
 
 def samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
