@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import prod
+from statistics import fmean
 
 from torch.fx import Node
 
@@ -17,6 +18,8 @@ from planner.spectra import Spectra
 from planner.structure import Structure, bits_held
 from planner.techniques import candidate, mask_bytes, mask_seconds, settings_of
 from planner.travelling import Travelled
+
+DIGITS = 4  # of shares of batches
 
 
 def activations_of(
@@ -43,7 +46,7 @@ def activations_of(
                 n for n, h in enumerate(holders) if values.get(structure.names[h.operation]) == value and h.needed_for == "weight"
             )
             if served and value in energies.candidates and structure.storage_of[value] == at:
-                options = _options(energies.candidates[value], energies.batches, structure.shape_of[value], spectra[value].itemsize)
+                options = _options(energies.candidates[value], structure.shape_of[value], spectra[value].itemsize)
                 forms.append(
                     Form(value, served, options, spectra[value].modes() if structure.shape_of[value] == spectra[value].shape else ())
                 )
@@ -95,7 +98,7 @@ def _repeated_forms(
     """
     for x in inputs:
         if x.op != "placeholder" and structure.storage_of.get(x.name) == at:
-            options = _options(travelled.get((x.name, operation), []), 1, structure.shape_of[x.name], structure.itemsize(x.name))
+            options = _options(travelled.get((x.name, operation), []), structure.shape_of[x.name], structure.itemsize(x.name))
             yield Form(x.name, (n,), options)
     if structure.storage_of.get(operation) == at and operation not in {x.name for x in inputs}:
         yield Form(operation, (n,), ())
@@ -114,7 +117,7 @@ def _holder(graph: TrainingGraph, node: Node | None, operation: int) -> Holder:
     return Holder(operation, "gradient") if weight is None else Holder(operation, "weight", weight)
 
 
-def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], itemsize: int) -> tuple[Option, ...]:
+def _options(measured: list[Measured], shape: tuple[int, ...], itemsize: int) -> tuple[Option, ...]:
     """The measured candidates for a value of that shape, without those that another of the same technique beats.
 
     Beaten by another technique they stay: a request may allow theirs alone (`planner.menu`).
@@ -123,12 +126,29 @@ def _options(measured: list[Measured], batches: int, shape: tuple[int, ...], ite
     for each in measured:
         form = each.candidate.form
         cost = candidate(form, shape, itemsize)
-        lost = {name: energy / batches for name, energy in each.lost_energy.items()}
-        bytes_of = (cost.held_bytes, cost.compress_bytes, cost.restore_bytes)
-        options.append(Option(form.technique, settings_of(form), *bytes_of, lost, each.seconds, shipped_bytes=cost.shipped_bytes))
+        lost = {name: fmean(energies) for name, energies in each.lost_energy.items()}
+        options.append(
+            Option(
+                form.technique,
+                settings_of(form),
+                cost.held_bytes,
+                cost.compress_bytes,
+                cost.restore_bytes,
+                lost,
+                each.seconds,
+                shipped_bytes=cost.shipped_bytes,
+                batch_losses=in_means(each.batch_losses),
+            )
+        )
     techniques = dict.fromkeys(option.technique for option in options)
     kept = {id(o) for technique in techniques for o in unbeaten([option for option in options if option.technique == technique])}
     return tuple(option for option in options if id(option) in kept)
+
+
+def in_means(of_batches: list[float]) -> tuple[float, ...]:
+    """What was measured in each batch, in units of the mean; nothing of one batch."""
+    mean = fmean(of_batches) if len(of_batches) > 1 else 0.0
+    return tuple(round(each / mean, DIGITS) for each in of_batches) if mean else ()
 
 
 def index_option(shape: tuple[int, ...]) -> Option:

@@ -46,7 +46,7 @@ def _lossless(profile: Profile, request: PlanRequest, plan: Plan) -> Alternative
 def _smaller_batch(whole: Programs, budget_bytes: int) -> Alternative:
     """The plain step of the largest batch that fits, in the time that the whole batch takes with it."""
     for step in whole.profile.steps:
-        programs = replace(whole, profile=replace(whole.profile, steps=(step,)))
+        programs = replace(whole, profile=whole.profile.with_batch_of(step.batch_size))
         (program,) = programs
         if program.peak_of_everything <= budget_bytes:
             made = _alternative("smaller_batch", programs, Solution(program, program.everything, 0.0), {"batch_size": step.batch_size})

@@ -1,5 +1,8 @@
 """A plan from the choices that were found for it."""
 
+import numpy as np
+
+from planner.integer_program import IntegerProgram
 from planner.plan import KEEP, NOT_NEEDED, ActivationChoice, ParameterChoice, Plan
 from planner.profile import Profile
 from planner.request import PlanRequest
@@ -25,6 +28,7 @@ def plan_of(
         budget_bytes=budget_bytes,
         headroom_bytes=headroom_bytes,
         fidelity=program.fidelity(choices),
+        fidelity_range=fidelity_range(program, choices),
         objective=request.objective,
         score=score,
         bound=bound,
@@ -44,6 +48,23 @@ def plan_of(
         solve_seconds=seconds,
         variables=program.rows.columns,
     )
+
+
+def fidelity_range(program: IntegerProgram, choices: Choices) -> tuple[float, float]:
+    """Lowest and highest fidelity of the sample's batches, by what each was measured to lose."""
+    parameters = [p for p in program.timeline.profile.parameters if p.name in program.weight]
+    batches = max((len(p.batch_energies) for p in parameters), default=0) or 1
+    energy, lost = np.zeros(batches), np.zeros(batches)
+    for parameter in parameters:
+        of_batches = parameter.gradient_energy * np.array(parameter.batch_energies or (1.0,))
+        energy += of_batches
+        lost += of_batches * (parameter.name not in choices.trained)
+    for (a, f), o in choices.forms.items():
+        option = program.timeline.step.activations[a].forms[f].options[o]
+        mean = sum(energy for name, energy in option.lost_energy.items() if name in choices.trained)
+        lost += mean * np.array(option.batch_losses or (1.0,))
+    fidelities = 1.0 - lost / energy
+    return float(fidelities.min()), float(fidelities.max())
 
 
 def activation_choices(timeline: Timeline, choices: Choices) -> tuple[ActivationChoice, ...]:

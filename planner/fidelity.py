@@ -11,6 +11,7 @@ Source: random signs for norms, Achlioptas 2003.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -35,23 +36,28 @@ COMBINATIONS = 16  # of a layer's outputs; a layer with fewer than four times as
 
 @dataclass(slots=True)
 class Measured:
-    """One candidate's lost energy, for each weight that would train from it (sum over batches), and its seconds a step."""
+    """One candidate's lost energy, for each weight that would train from it and each batch; and its seconds a step."""
 
     candidate: Candidate
-    lost_energy: dict[str, float]
+    lost_energy: dict[str, list[float]]
     seconds: float = 0.0
+
+    @property
+    def batch_losses(self) -> list[float]:
+        """Of all weights together, in each batch."""
+        return [sum(energies) for energies in zip(*self.lost_energy.values(), strict=True)]
 
 
 @dataclass(slots=True)
 class Energies:
-    """Sums over batches.
-
+    """
     Attributes:
-        gradient: ‖g‖² of every parameter.
+        gradient: ‖g‖² of every parameter, in each batch.
         candidates: for each value that may be held in a form.
+        batches: how many were measured.
     """
 
-    gradient: dict[str, float]
+    gradient: dict[str, list[float]]
     candidates: dict[str, list[Measured]]
     batches: int = 0
 
@@ -120,7 +126,8 @@ def measure_energies(
         def compare(grad: Tensor) -> None:
             nonlocal done
             with torch.no_grad():
-                _compare(energies.candidates[value], held.setdefault(value, []), weight, uses[weight], x, _gradient_of(node, args, grad))
+                gradient = _gradient_of(node, args, grad)
+                _compare(energies.candidates[value], held.setdefault(value, []), energies.batches, weight, uses[weight], x, gradient)
             if node.name in first:
                 del held[value]
             done += 1
@@ -141,16 +148,16 @@ def measure_energies(
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 energy = float(parameter.grad.double().square().sum())
-                energies.gradient[name] = energies.gradient.get(name, 0.0) + energy
+                energies.gradient.setdefault(name, []).append(energy)
                 parameter.grad = None
         energies.batches += 1
-    if not all(torch.isfinite(torch.tensor(list(energies.gradient.values())))):
+    if not all(isfinite(energy) for each in energies.gradient.values() for energy in each):
         raise BadSample("a gradient of the sample is not finite. Check the inputs' scale and the model's weights.")
     return energies
 
 
 def _compare(
-    measured: list[Measured], held: list[Held], weight: str, uses: int, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
+    measured: list[Measured], held: list[Held], batch: int, weight: str, uses: int, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
 ) -> None:
     decompose = _remembering(x)
     for number, each in enumerate(measured):
@@ -161,7 +168,10 @@ def _compare(
         each.seconds = perf_counter() - started
         lost = float(weight_gradient(restored.sub_(x)).double().square_().sum())
         # The errors of a weight used several times may point the same way: ‖Σ eᵢ‖² ≤ uses · Σ ‖eᵢ‖².
-        each.lost_energy[weight] = each.lost_energy.get(weight, 0.0) + uses * lost
+        of_batches = each.lost_energy.setdefault(weight, [])
+        if len(of_batches) == batch:
+            of_batches.append(0.0)
+        of_batches[batch] += uses * lost
 
 
 def _remembering(x: Tensor) -> Decompose:

@@ -75,8 +75,8 @@ def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:
         yield Change("optimizer", {"name": "sgd", "momentum": 0.9}, {"optimizer": Optimizer("sgd", 0.9)})
     if request.optimizer.states:
         yield Change("optimizer", {"name": "sgd", "momentum": 0.0}, {"optimizer": Optimizer()})
-    for n, step in enumerate(profile.steps[1:], start=1):
-        yield Change("batch_size", step.batch_size, {}, replace(profile, steps=profile.steps[n:]))
+    for step in profile.steps[1:]:
+        yield Change("batch_size", step.batch_size, {}, profile.with_batch_of(step.batch_size))
 
 
 def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict[str, object] | None:

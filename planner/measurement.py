@@ -58,11 +58,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was measured: a step, its footprint at every moment, and of a planned step inside its budget the fidelity."""
+    """What was measured: a step, its footprint at every moment, and of a planned step inside its budget the fidelity, over all batches
+    of the sample and of each.
+    """
 
     step: Measured
     moments: tuple[Live, ...]
-    fidelity: float | None
+    fidelity: float | None = None
+    fidelities: tuple[float, ...] = ()
 
 
 def main() -> None:
@@ -78,7 +81,8 @@ def main() -> None:
     if task.process_bytes is not None:
         holds = holds and answer.step.process_peak_bytes <= task.process_bytes
     if task.measure == "planned" and holds:
-        answer = replace(answer, fidelity=_fidelity(task, batches))
+        fidelity, fidelities = _fidelities(task, batches)
+        answer = replace(answer, fidelity=fidelity, fidelities=fidelities)
     json.dump(asdict(answer), sys.stdout)
 
 
@@ -138,11 +142,11 @@ def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
     peak_bytes = static_bytes + record(step).peak_bytes
     measured = Measured(peak_bytes, process_peak_bytes, runtime_bytes, seconds)
     if task.measure == "plain":
-        return Answer(measured, (), None)
+        return Answer(measured, ())
     named = NamedTrainingStep(model, lr=0.0)
     named(batch.inputs, batch.targets)  # its optimizer makes its state
     moments = record(lambda: named(batch.inputs, batch.targets)).peaks
-    return Answer(measured, tuple(Live(moment, static_bytes + live) for moment, live in moments.items()), None)
+    return Answer(measured, tuple(Live(moment, static_bytes + live) for moment, live in moments.items()))
 
 
 def _seconds(step: Callable[[], None]) -> float:
@@ -162,15 +166,18 @@ def _static_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Bat
     return sum(storages.values()) + batch.bytes
 
 
-def _fidelity(task: Task, batches: list[Batch]) -> float:
-    """1 − Σ‖g − ĝ‖² / Σ‖g‖² over the parameters the plain model trains, dropout off. A frozen parameter's ĝ is 0."""
+def _fidelities(task: Task, batches: list[Batch]) -> tuple[float, tuple[float, ...]]:
+    """1 − Σ‖g − ĝ‖² / Σ‖g‖² over the parameters the plain model trains, dropout off. A frozen parameter's ĝ is 0. Over all batches,
+    and of each.
+    """
     plain, planned = _plain(task), _planned(task)
     for model in (plain, planned):
         without_dropout(model)
     step = TrainingStep(planned, lr=0.0)
     wanted = set(task.trainable)
-    lost = total = 0.0
+    losses, energies = [], []
     for batch in batches:
+        lost = total = 0.0
         loss_of(task.loss, call_with(plain, batch.inputs), batch.targets).backward()
         step.backward(batch.inputs, batch.targets)
         exact, ours = _gradients(plain), _gradients(planned)
@@ -179,6 +186,12 @@ def _fidelity(task: Task, batches: list[Batch]) -> float:
                 difference = gradient - ours[name] if name in ours else gradient
                 lost += float(difference.double().square().sum())
                 total += float(gradient.double().square().sum())
+        losses.append(lost)
+        energies.append(total)
+    return _share_left(sum(losses), sum(energies)), tuple(map(_share_left, losses, energies))
+
+
+def _share_left(lost: float, total: float) -> float:
     return 1.0 - lost / total if total else 1.0
 
 

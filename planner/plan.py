@@ -109,7 +109,7 @@ class Plan:
 
     Attributes:
         budget_bytes: what the footprint may reach: the budget that was asked for, less `headroom_bytes` that are kept free.
-        fidelity: 1 − Σ‖g−ĝ‖² / Σ‖g‖² over the trainable parameters.
+        fidelity: 1 − Σ‖g−ĝ‖² / Σ‖g‖² over the trainable parameters; `fidelity_range` the lowest and highest of the sample's batches.
         score: what the plan was chosen for: the fidelity, or with the objective `relative` the mean over parameters of each one's own.
         bound: the highest score any plan of this menu could have, as proved by the solver; gap = bound − score.
         predicted_seconds: of a step; `slowdown` is that in plain steps.
@@ -140,6 +140,7 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
     budget_scope: BudgetScope = "training"
     runtime_bytes: int = 0
+    fidelity_range: tuple[float, float] | None = None
 
     def holds(self, measured: "Measured") -> bool:
         """Whether a measured step stayed within the budget."""
@@ -165,7 +166,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What the patched model's step really took, beside the plain model's."""
+    """What the patched model's step really took, beside the plain model's.
+
+    Attributes:
+        fidelity: over all batches of the sample; `fidelity_range` the lowest and highest of one.
+    """
 
     measured_peak_bytes: int
     process_peak_bytes: int
@@ -174,6 +179,7 @@ class Certificate:
     step_seconds: float
     plain: Measured
     host: dict[str, str]
+    fidelity_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

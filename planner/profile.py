@@ -1,6 +1,6 @@
 """All measurements of one model on one sample: what a step holds, when, for whom, and what each option would cost."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Setting = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -22,12 +22,18 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter. `gradient_energy` is ‖g‖² of its exact gradient, mean over the sample's batches."""
+    """One parameter.
+
+    Attributes:
+        gradient_energy: ‖g‖² of its exact gradient, mean over the sample's batches.
+        batch_energies: that of each batch, in means. Empty for a sample of one batch.
+    """
 
     name: str
     shape: tuple[int, ...]
     bytes: int
     gradient_energy: float
+    batch_energies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class Option:
         seconds: time of compressing and restoring, measured.
         sources: indices of the activations that it is worked out from, and that have to be whole for that.
         shipped_bytes: of tensors that the checkpoint brings for it, which live as long as the model.
+        batch_losses: what is lost in each batch, of all parameters together, in means. Empty where it was measured in one batch.
     """
 
     technique: str
@@ -117,6 +124,7 @@ class Option:
     seconds: float
     sources: tuple[int, ...] = ()
     shipped_bytes: int = 0
+    batch_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,7 @@ class Profile:
     Attributes:
         graph: fingerprint of the program the names refer to.
         static_bytes: parameters, buffers and the batch; gradients and optimizer state come with a plan.
+        batch_bytes: of the batch, in these.
         steps: of the whole batch at once, then of its parts one after the other, from large to small; without the latter where
             they would not add up to the same gradient.
         splits: operations after which nothing reads what was before, but their result: where a step may go on with another
@@ -209,6 +218,13 @@ class Profile:
     plain: tuple[Live, ...] = field(default=())
     tensors: dict[str, str] = field(default_factory=dict)
     runtime_bytes: int = 0
+    batch_bytes: int = 0
+
+    def with_batch_of(self, samples: int) -> "Profile":
+        """What is known of a batch of one of the smaller sizes: the same gradients for it, in less memory."""
+        steps = tuple(step for step in self.steps if step.batch_size <= samples)
+        static_bytes = self.static_bytes - self.batch_bytes + self.batch_bytes * samples // self.whole.batch_size
+        return replace(self, steps=steps, static_bytes=static_bytes)
 
     @property
     def whole(self) -> Step:

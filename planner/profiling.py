@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from memfit.losses import LOSSES
 from memfit.process_memory import hand_back, keep_freed_memory
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 from memfit.training_step import make_optimizer
-from planner.activations import activations_of
+from planner.activations import activations_of, in_means
 from planner.capture import TrainingGraph
 from planner.errors import BadSample, UnknownLoss
 from planner.fidelity import holders_of_values, measure_energies, measure_spectra
@@ -63,9 +63,11 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         loss=loss,
         batch_norm=settings.batch_norm,
         static_bytes=static_bytes(graph.module) + batches[0].bytes,
+        batch_bytes=batches[0].bytes,
         parameters=tuple(
-            Parameter(name, tuple(p.shape), p.untyped_storage().nbytes(), energies.gradient.get(name, 0.0) / energies.batches)
+            Parameter(name, tuple(p.shape), p.untyped_storage().nbytes(), fmean(of_batches), in_means(of_batches))
             for name, p in graph.module.named_parameters()
+            for of_batches in [energies.gradient.get(name, [0.0])]
         ),
         steps=(),
         splits=(),

@@ -82,7 +82,7 @@ def measure_travelling(graph: TrainingGraph, batch: Batch, loss: str, apart: boo
                 restored = form.restore(form.compress(tensor.detach()), tensor.shape, 0, tensor.shape[0])
                 seconds = (perf_counter() - started) / share
                 errors = [None if g is None or e is None else g - e for g, e in zip(each.gradients(grad, at, restored), exact, strict=True)]
-                lost = {n: share * energy for n, energy in _energies(each, errors, parameters).items()}
+                lost = {n: [share * energy] for n, energy in _energies(each, errors, parameters).items()}
                 travelled.setdefault((x.name, name), []).append(Measured(_candidate(form, whole, tensor), lost, seconds))
         tell((done + 1) / len(seen))
     return travelled

@@ -46,9 +46,16 @@ def prove(model: Path, checkpoint: Path, sample: Path, profile: Profile, plan: P
         return Proof(step.measured_peak_bytes, None, _corrections(plan, planned["moments"], step))
     progress(0.6, "a step of the plain model")
     plain = _measured(_measure({**task, "measure": "plain"}))
-    fidelity = float(planned["fidelity"])
+    fidelities = planned["fidelities"]
     certificate = Certificate(
-        step.measured_peak_bytes, step.process_peak_bytes, step.runtime_bytes, fidelity, step.step_seconds, plain, _host()
+        measured_peak_bytes=step.measured_peak_bytes,
+        process_peak_bytes=step.process_peak_bytes,
+        runtime_bytes=step.runtime_bytes,
+        fidelity=float(planned["fidelity"]),
+        step_seconds=step.step_seconds,
+        plain=plain,
+        host=_host(),
+        fidelity_range=(min(fidelities), max(fidelities)),
     )
     return Proof(step.measured_peak_bytes, certificate, ())
 

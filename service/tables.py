@@ -102,8 +102,15 @@ def _steps(plan: Plan, certificate: Certificate) -> Table:
         "plain", *_measured(plain.measured_peak_bytes, plan.budget_bytes, plain.process_peak_bytes), "1", f"{plain.step_seconds:.3f}"
     )
     row = _measured(certificate.measured_peak_bytes, plan.budget_bytes, certificate.process_peak_bytes)
-    table.add_row("planned", *row, f"{certificate.fidelity:.6f}", f"{certificate.step_seconds:.3f}", style="bold")
+    fidelity = f"{certificate.fidelity:.6f}{_range(certificate.fidelity_range)}"
+    table.add_row("planned", *row, fidelity, f"{certificate.step_seconds:.3f}", style="bold")
     return table
+
+
+def _range(fidelities: tuple[float, float] | None) -> str:
+    """Of the sample's batches, where they differ."""
+    lowest, highest = fidelities or (1.0, 1.0)
+    return f" ({lowest:.4f} to {highest:.4f})" if highest - lowest >= 1e-4 else ""
 
 
 def _measured(peak_bytes: int, budget_bytes: int, process_peak_bytes: int) -> tuple[str, str, str]:
@@ -172,7 +179,7 @@ def _facts(alternative: Alternative) -> str:
     facts = dict(alternative.facts)
     if "trained" in facts:
         facts["trained"] = f"{len(facts['trained'])} parameters"  # type: ignore[arg-type]
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in facts.items())
 
 
 def model_table(model: ModelSummary) -> RenderableType:

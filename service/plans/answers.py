@@ -47,6 +47,7 @@ class PlanContent(BaseModel):
     budget_scope: BudgetScope | None = Field(None, description="training: of the footprint; process: of the whole process.")
     runtime_bytes: int | None = Field(None, description="Of a budget of the whole process, what is not the footprint's.")
     fidelity: float | None = Field(None, description="1 − Σ‖g−ĝ‖² / Σ‖g‖² over all trainable parameters, as planned.", examples=[0.998])
+    fidelity_range: tuple[float, float] | None = Field(None, description="The lowest and the highest of the sample's batches, as planned.")
     objective: str | None = Field(None, description="What it was chosen for.")
     score: float | None = Field(
         None, description="Of the objective: the fidelity for energy, the mean of all parameters' own for relative."
@@ -65,6 +66,7 @@ class PlanContent(BaseModel):
     activations: tuple[ActivationChoice, ...] | None = Field(None, description="How each is held for the backward pass.")
     timeline: tuple[Footprint, ...] | None = Field(None, description="Predicted, at every moment of the step.")
     solve_seconds: float | None = None
+    variables: int | None = Field(None, description="Of the integer program of the plan's schedule.")
     alternatives: tuple[Alternative, ...] | None = Field(None, description="Simpler ways in the same budget; with the certificate.")
     certificate: Certificate | None = Field(None, description="What the patched model's step really took, beside the plain model's.")
     least_budget_bytes: int | None = Field(None, description="When infeasible: the smallest budget that a plan was found for.")
@@ -119,6 +121,7 @@ def plan_content(
         content |= {
             "budget_bytes": plan.budget_bytes,
             "fidelity": plan.fidelity,
+            "fidelity_range": plan.fidelity_range,
             "headroom_bytes": plan.headroom_bytes,
             "budget_scope": plan.budget_scope,
             "runtime_bytes": plan.runtime_bytes if plan.budget_scope == "process" else None,
@@ -138,6 +141,7 @@ def plan_content(
             "activations": plan.activations,
             "timeline": tuple(Footprint.of(footprint) for footprint in plan.timeline),
             "solve_seconds": plan.solve_seconds,
+            "variables": plan.variables,
             "alternatives": plan.alternatives or None,
         }
     if problem is not None:

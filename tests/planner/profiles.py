@@ -26,11 +26,13 @@ def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
     structure = draw(activations(reads, inputs, parameters))
     sizes = [4, 2, 1][: draw(st.integers(1, steps))]
     splits = tuple(f"op{i}" for i in range(count - 1) if all(i <= min(inputs[j]) for j in range(i + 1, count)) and not tied(reads, i))
+    batch_bytes = sizes[0] * draw(st.integers(0, 2))
     return Profile(
         graph="graph",
         loss="mse",
         batch_norm="frozen",
-        static_bytes=draw(amounts),
+        static_bytes=batch_bytes + draw(amounts),
+        batch_bytes=batch_bytes,
         parameters=tuple(parameters),
         steps=tuple(draw(step(size, reads, inputs, structure)) for size in sizes),
         splits=splits if len(sizes) > 1 else (),

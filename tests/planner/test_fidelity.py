@@ -41,7 +41,7 @@ def test_the_energy_an_option_loses(linear: bool, outputs: int) -> None:
     measured = measure_energies(
         graph, [Batch((x,), classes)], "cross_entropy", {value: [candidate(form, tuple(hidden.shape), 4)]}, lambda done: None
     )
-    ours = measured.candidates[value][0].lost_energy["second.weight"]
+    ours = measured.candidates[value][0].lost_energy["second.weight"][0]
 
     restored = form.restore(form.compress(hidden.detach()), hidden.shape, 0, 8).double()
     exact = net.double()
@@ -58,4 +58,4 @@ def test_the_energy_an_option_loses(linear: bool, outputs: int) -> None:
     truth = float((gradients[0] - gradients[1]).square().sum())
     # Σ over 16 signs of an error whose energy is spread over r directions: relative deviation √(2 / 16 r), here of r about 5.
     assert ours == pytest.approx(truth, rel=1e-3 if outputs < 4 * COMBINATIONS else 0.4)
-    assert truth > 0 and measured.gradient["second.weight"] == pytest.approx(float(gradients[0].square().sum()), rel=1e-4)
+    assert truth > 0 and measured.gradient["second.weight"][0] == pytest.approx(float(gradients[0].square().sum()), rel=1e-4)

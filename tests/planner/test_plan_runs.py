@@ -14,13 +14,14 @@ import memfit
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.recipe import RECOMPUTE, HeldForm
-from planner.capture import TrainingGraph, capture
+from planner.capture import TrainingGraph, capture, without_dropout
 from planner.errors import BadSample, InfeasibleBudget
 from planner.patching import recipe_of
 from planner.plan import Plan, Proof
 from planner.profile import Moment, Profile
+from planner.profiling import make_profile
 from planner.record import record
-from planner.request import Budget, Optimizer, PlanRequest
+from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
 from planner.sample import batches_of
 from planner.solver import plain_peak_bytes, solve
 from planner.verification import prove, runtime_bytes
@@ -133,6 +134,34 @@ def test_measured_fidelity_is_the_predicted(case: Case) -> None:
     fidelity = 1 - lost / sum(float(g.double().square().sum()) for g in truth.values())
     plain.train()
     assert agrees(fidelity, plan, profile)
+
+
+def test_the_range_of_fidelity_is_that_of_the_batches(tmp_path: Path) -> None:
+    graph, sample, loss = graph_of("convolutional")
+    sample["targets"][: len(sample["targets"]) // 2] = 0  # the halves differ
+    size = len(sample["targets"]) // 2
+    profile = make_profile(graph, sample, ProfileSettings(loss=loss, batch_size=size), lambda fraction, message: None)
+    plan = tight_plan(profile)
+    assert plan.fidelity_range is not None
+    lowest, highest = plan.fidelity_range
+    assert lowest + 1e-3 < plan.fidelity < highest - 1e-3
+    module = apply(graph.program, recipe_of(profile, plan))
+    for model in (module, graph.module):
+        without_dropout(model)
+    fidelities = []
+    for half in (slice(0, size), slice(size, None)):
+        part = {name: tensor[half] for name, tensor in sample.items()}
+        truth, ours = gradients(graph.module, part, loss), gradients(module, part, loss)
+        lost = sum(float((g - ours[name] if name in ours else g).square().sum()) for name, g in truth.items())
+        fidelities.append(1 - lost / sum(float(g.square().sum()) for g in truth.values()))
+    assert (min(fidelities), max(fidelities)) == pytest.approx((lowest, highest), abs=1e-3)
+    model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
+    torch.export.save(graph.program, model)
+    save_file(sample, file)
+    memfit.save(checkpoint, torch.export.load(model), recipe_of(profile, plan))
+    proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
+    assert proof.certificate is not None
+    assert proof.certificate.fidelity_range == pytest.approx((lowest, highest), abs=1e-3)
 
 
 def test_what_is_held_is_what_the_plan_says(case: Case) -> None:

@@ -157,7 +157,9 @@ def test_the_frontier_goes_up_from_the_least_budget_to_the_plain_step(profile: P
 
 def by_hand(profile: Profile, size: int, name: str, budget_bytes: int) -> Enumerated | None:
     """The best plain step of a kind of alternatives: of a batch size, or of the last layers kept whole."""
-    alone = replace(profile, steps=tuple(step for step in profile.steps if step.batch_size == size), splits=())
+    static_bytes = profile.static_bytes - profile.batch_bytes * (profile.whole.batch_size - size) // profile.whole.batch_size
+    steps = tuple(step for step in profile.steps if step.batch_size == size)
+    alone = replace(profile, steps=steps, splits=(), static_bytes=static_bytes)
     names = [p.name for p in profile.parameters]
     sets = [last_layers(alone, n) for n in range(1, 5)] if name == "last_layers" else [frozenset(names)]
     found = []
@@ -249,7 +251,7 @@ def test_a_suggestion_that_is_followed_fits(profile: Profile, optimizer: Optimiz
         followed, smaller = request, profile
         for name, value in suggestion["values"].items():  # type: ignore[attr-defined]
             if name == "batch_size":
-                smaller = replace(profile, steps=tuple(s for s in profile.steps if s.batch_size <= value))
+                smaller = profile.with_batch_of(value)
             else:
                 value = Optimizer(**value) if name == "optimizer" else tuple(value) if name == "techniques" else value
                 followed = replace(followed, **{name: value})
