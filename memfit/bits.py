@@ -45,10 +45,14 @@ def pack(bits: Tensor) -> Tensor:
     return packed
 
 
-def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: float) -> Tensor:
-    """`grad` times `where_set` where the bit is 1 and times `where_clear` where it is 0. Same shape, contiguous."""
+def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: float, in_place: bool = False) -> Tensor:
+    """`grad` times `where_set` where the bit is 1 and times `where_clear` where it is 0. Same shape, contiguous.
+
+    Args:
+        in_place: the result may be written over `grad`.
+    """
     flat = grad.contiguous().view(-1)
-    result = torch.empty_like(flat)
+    result = flat if in_place else torch.empty_like(flat)
     bytes_and_bits = torch.arange(256, device=grad.device)[:, None] >> torch.arange(8, device=grad.device) & 1
     set_, clear = (torch.tensor(value, dtype=grad.dtype, device=grad.device) for value in (where_set, where_clear))
     factors = torch.where(bytes_and_bits.bool(), set_, clear)  # eight for every byte there is

@@ -31,7 +31,9 @@ REPEATABLE = frozenset(
         *(aten.sigmoid.default, aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.tanh.default, aten.softmax.int),
         *(aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default, aten.batch_norm.default),
         *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.add_.Tensor, aten.mul_.Tensor),
-        *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.cat.default),
+        *(aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default, aten.cat.default),
+        *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default),
+        *(aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default),
         *(*VIEWS, aten.contiguous.default, aten.scaled_dot_product_attention.default),
     )
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from memfit.program import BatchNormMode
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 RECOMPUTE = "recompute"  # the technique whose settings are `sources`, operations that the value is worked out from again
 
 
@@ -30,9 +30,11 @@ class Recipe:
         masks: operations that hold less of their own than by themselves: one bit an element; a byte a window; or nothing but
             their inputs, from which they are worked out again.
         forms: activations held compressed. An operation in no form holds its input whole, if its weight trains.
+        in_place: operations that write their result over what they read last, since nobody holds that.
         optimizer: name (`sgd`, `adam`, `adamw`) and settings, of the planned step.
         micro_batch: samples that go through the model at a time; None: a batch is never divided.
         early_updates: the step updates each parameter as soon as its gradient is complete, which then goes.
+        memory_bytes: what the process may hold of parameters, optimizer state, batch and step; 0: no more than lives at once.
         split, slice: the operation up to which only so many samples go at a time; None: the model is not divided.
     """
 
@@ -43,10 +45,12 @@ class Recipe:
     trained: tuple[str, ...]
     masks: tuple[str, ...]
     forms: tuple[HeldForm, ...]
+    in_place: tuple[str, ...] = ()
     micro_batch: int | None = None
     early_updates: bool = False
     split: str | None = None
     slice: int = 0
+    memory_bytes: int = 0
 
     def to_json(self) -> str:
         return json.dumps({"version": RECIPE_VERSION, **asdict(self)})
@@ -66,6 +70,7 @@ class Recipe:
                     f"the checkpoint's plan has version {version}, this memfit reads {RECIPE_VERSION}: install the memfit that made it"
                 )
             forms = tuple(HeldForm(**{**form, "holders": tuple(form["holders"])}) for form in values.pop("forms"))
-            return cls(forms=forms, trained=tuple(values.pop("trained")), masks=tuple(values.pop("masks")), **values)
+            trained, masks, in_place = (tuple(values.pop(name)) for name in ("trained", "masks", "in_place"))
+            return cls(forms=forms, trained=trained, masks=masks, in_place=in_place, **values)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"the checkpoint's plan cannot be read ({error}): it was not written by memfit") from None

@@ -20,8 +20,19 @@ from memfit.operators.conv import convolution
 from memfit.operators.held import Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
-from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
+from memfit.operators.pointwise import MaskedDropout, Rectifier, rectified
 from memfit.operators.pooling import adaptive_average_pool, average_pool, max_pool
+from memfit.overwriting import (
+    HARDTANHS,
+    LEAKY_RELUS,
+    RECTIFIERS,
+    RELUS,
+    is_changed,
+    is_frozen_batch_norm,
+    overwritable,
+    own_gradient,
+    write_over,
+)
 from memfit.program import arguments, fingerprint, per_axis
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
@@ -29,10 +40,17 @@ aten = torch.ops.aten
 
 HELD = "memfit_held_"
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-RELUS = {aten.relu.default: False, aten.relu_.default: True}
-HARDTANHS = {aten.hardtanh.default: False, aten.hardtanh_.default: True, aten.relu6.default: False, aten.relu6_.default: True}
-LEAKY_RELUS = {aten.leaky_relu.default: False, aten.leaky_relu_.default: True}
-MASKABLE: dict[Any, bool] = {**RELUS, **HARDTANHS, **LEAKY_RELUS}
+MAX_POOLINGS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
+POOLINGS: dict[Any, int] = {
+    **MAX_POOLINGS,
+    aten.avg_pool1d.default: 1,
+    aten.avg_pool2d.default: 2,
+    aten.avg_pool3d.default: 3,
+    aten.adaptive_avg_pool1d.default: 1,
+    aten.adaptive_avg_pool2d.default: 2,
+    aten.adaptive_avg_pool3d.default: 3,
+}
+OVERWRITES = "memfit_overwrites"  # of a node's meta: the argument it may write its result over, where nobody holds anything
 
 
 def makes_held(node: Node) -> bool:
@@ -46,7 +64,7 @@ def holds_its_input(module: GraphModule, node: Node) -> bool:
         x = node.args[0]
         value = x.meta.get("val") if isinstance(x, Node) else None
         return value is None or value.dim() == CONVOLUTIONS[node.target] + 2
-    return node.target is aten.linear.default or _is_frozen_batch_norm(node)
+    return node.target is aten.linear.default or is_frozen_batch_norm(node)
 
 
 def repeated_inputs(node: Node) -> tuple[Node, ...]:
@@ -73,9 +91,16 @@ def may_hold_bits(module: GraphModule, node: Node) -> bool:
     """Whether the operation can do with one bit an element, or max pooling with a byte a window."""
     if node.target in LEAKY_RELUS:
         return float(arguments(node)["negative_slope"]) > 0
-    if _is_pooling_of_batches(node) and node.target is aten.max_pool2d.default:
+    if _is_pooling_of_batches(node) and node.target in MAX_POOLINGS:
         return prod(_window(node)[0]) <= 256
-    return node.target in MASKABLE or (node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Dropout)
+    return node.target in RECTIFIERS or (node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Dropout)
+
+
+def holds_its_result(module: GraphModule, node: Node) -> bool:
+    """Whether the operation is a rectifier that may hold its result, which is there for the next operation anyway."""
+    if node.target not in RECTIFIERS or is_changed(node, module):
+        return False
+    return node.target not in LEAKY_RELUS or float(arguments(node)["negative_slope"]) > 0
 
 
 def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
@@ -88,6 +113,9 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         raise ValueError("the plan was made for another program than this one: load the checkpoint that memfit wrote, unchanged")
     nodes = {node.name: node for node in module.graph.nodes}
     masks = set(recipe.masks)
+    over = {node.name: list(node.args).index(x) for node in nodes.values() if (x := overwritable(node)) is not None}
+    own_gradients = {node.name for node in nodes.values() if own_gradient(node)}
+    by_result = {node.name for node in nodes.values() if holds_its_result(module, node)}
     held_by: dict[str, dict[str, Node]] = {}  # for each holder, by the value that is held
     holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
     for form_plan, hold, tensors in holds:
@@ -98,20 +126,29 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         for holder in form_plan.holders:
             held_by.setdefault(holder, {})[form_plan.value] = held
     for node in list(nodes.values()):
-        forms = held_by.get(node.name, {})
+        forms, over_gradient = held_by.get(node.name, {}), node.name in own_gradients
         if holds_its_input(module, node):
-            _use_own(node, forms.pop(node.all_input_nodes[0].name, None))
+            _use_own(node, forms.pop(node.all_input_nodes[0].name, None), over_gradient)
         elif repeated_inputs(node) and (forms or node.name in masks):
             _use_again(module, node, forms)
             masks.discard(node.name)
         elif _is_pooling_of_batches(node):
             _use_pooling(node, small=node.name in masks)
             masks.discard(node.name)
+        elif node.name in masks and not may_hold_bits(module, node):
+            raise ValueError(f"the plan holds bits for {node.name}, which needs more")
+        elif node.name in by_result or (node.target in RECTIFIERS and node.name in masks):
+            _use_rectified(node, node.name in masks, over_gradient)
+            masks.discard(node.name)
         elif node.name in masks:
-            if not may_hold_bits(module, node):
-                raise ValueError(f"the plan holds bits for {node.name}, which needs more")
             masks.remove(node.name)
-            _use_mask(module, node)
+            _use_masked_dropout(module, node)
+        if node.name in over:
+            node.meta[OVERWRITES] = over[node.name]
+    for name in recipe.in_place:
+        if name not in over:
+            raise ValueError(f"the plan writes the result of {name} over what it reads, which others need")
+        write_over(nodes[name], over[name])
     unknown = [f"{value} for {holder}" for holder, held in held_by.items() for value in held]
     if unknown or masks:
         raise ValueError(f"the plan names {', '.join([*unknown, *masks])}, which cannot be held as it says")
@@ -132,11 +169,7 @@ def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> t
     return HoldSources(chain), tuple(tensors)
 
 
-def _is_frozen_batch_norm(node: Node) -> bool:
-    return node.target is aten.batch_norm.default and node.args[5] is False
-
-
-def _use_own(node: Node, held: Node | None) -> None:
+def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     values = arguments(node)
     if node.target in CONVOLUTIONS:
         spatial = CONVOLUTIONS[node.target]
@@ -146,7 +179,7 @@ def _use_own(node: Node, held: Node | None) -> None:
         _call(node, linear, (values["input"], values["weight"], values["bias"], held))
     else:
         tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
-        _call(node, frozen_batch_norm, (*tensors, values["eps"], held))
+        _call(node, frozen_batch_norm, (*tensors, values["eps"], held), over_gradient=over_gradient)
 
 
 def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
@@ -161,53 +194,52 @@ def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
 
 
 def _is_pooling_of_batches(node: Node) -> bool:
-    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default):
-        return False
-    x = node.args[0]
+    axes = POOLINGS.get(node.target)
+    x = node.args[0] if axes is not None and node.args else None
     value = x.meta.get("val") if isinstance(x, Node) else None
-    return value is not None and value.dim() == 4
+    return axes is not None and value is not None and value.dim() == axes + 2
 
 
-def _window(node: Node) -> tuple[tuple[int, int], ...]:
-    """Kernel, stride, padding and dilation of a pooling, a pair each."""
+def _window(node: Node) -> tuple[tuple[int, ...], ...]:
+    """Kernel, stride, padding and dilation of a max pooling, a number an axis each."""
     values = arguments(node)
 
-    def pair(name: str) -> tuple[int, int]:
+    def each(name: str) -> tuple[int, ...]:
         given = values[name] if values[name] != [] else values["kernel_size"]  # without a stride of its own, a window is one step
-        rows, columns = per_axis(given, 2)
-        return rows, columns
+        return tuple(per_axis(given, POOLINGS[node.target]))
 
-    return pair("kernel_size"), pair("stride"), pair("padding"), pair("dilation")
+    return each("kernel_size"), each("stride"), each("padding"), each("dilation")
 
 
 def _use_pooling(node: Node, small: bool) -> None:
-    values = arguments(node)
-    if node.target is aten.max_pool2d.default:
-        _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"]), small))
-        return
-    if node.target is aten.adaptive_avg_pool2d.default:
-        _call(node, adaptive_average_pool, (values["self"], per_axis(values["output_size"], 2)))
-        return
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    _call(node, average_pool, (values["self"], *(values[name] for name in names)))
+    values, axes = arguments(node), POOLINGS[node.target]
+    if node.target in MAX_POOLINGS:
+        _call(node, max_pool, (values["self"], *_window(node), bool(values["ceil_mode"])), small=small)
+    elif "output_size" in values:
+        _call(node, adaptive_average_pool, (values["self"], per_axis(values["output_size"], axes)))
+    else:
+        sizes = (per_axis(values[name], axes) if values[name] != [] else [] for name in ("kernel_size", "stride", "padding"))
+        rest = (values["ceil_mode"], values["count_include_pad"], values.get("divisor_override"))
+        _call(node, average_pool, (values["self"], *sizes, *rest))
 
 
-def _use_mask(module: GraphModule, node: Node) -> None:
-    if node.op == "call_module":
-        dropout = module.get_submodule(str(node.target))
-        assert isinstance(dropout, nn.Dropout)
-        module.set_submodule(str(node.target), MaskedDropout(dropout.p))
-        return
+def _use_masked_dropout(module: GraphModule, node: Node) -> None:
+    dropout = module.get_submodule(str(node.target))
+    assert isinstance(dropout, nn.Dropout)
+    module.set_submodule(str(node.target), MaskedDropout(dropout.p))
+
+
+def _use_rectified(node: Node, bits: bool, over_gradient: bool) -> None:
     values = arguments(node)
-    in_place = MASKABLE[node.target]
     x = values.get("self", values.get("input"))
     if node.target in RELUS:
-        _call(node, masked_relu, (x, in_place))
+        rectifier = Rectifier(0.0)
     elif node.target in HARDTANHS:
-        _call(node, masked_hardtanh, (x, float(values.get("min_val", 0)), float(values.get("max_val", 6)), in_place))
+        rectifier = Rectifier(float(values.get("min_val", 0)), float(values.get("max_val", 6)))
     else:
-        _call(node, masked_leaky_relu, (x, float(values["negative_slope"]), in_place))
+        rectifier = Rectifier(0.0, slope=float(values["negative_slope"]))
+    _call(node, rectified, (x, rectifier), bits=bits, over_input=RECTIFIERS[node.target], over_gradient=over_gradient)
 
 
-def _call(node: Node, function: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
-    node.target, node.args, node.kwargs = function, args, {}
+def _call(node: Node, function: Callable[..., Tensor], args: tuple[Any, ...], **kwargs: bool) -> None:
+    node.target, node.args, node.kwargs = function, args, dict(kwargs)

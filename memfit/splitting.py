@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from memfit.rewriting import makes_held
+from memfit.overwriting import IN_PLACE, write_over
+from memfit.rewriting import OVERWRITES, makes_held
 
 
 class Split:
@@ -23,7 +24,7 @@ class Split:
 
     Attributes:
         before: takes the inputs, returns the value at the split.
-        ahead: the same, for a pass without autograd: it makes nothing to hold, so no value waits for that.
+        ahead: the same, for a pass without autograd: nothing is made to hold, and no value outlives its last use.
         after: takes that value and the inputs, returns what the module returns, as a flat tuple.
         trains_before: whether a parameter that `before` reads trains.
 
@@ -51,7 +52,9 @@ class Split:
 
 
 def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None, holding: bool = True) -> Graph:
-    """The operations that lead to `end`, from the inputs and the boundary; without `holding` those that hold get None instead."""
+    """The operations that lead to `end`, from the inputs and the boundary; without `holding` those that hold get None instead,
+    and whatever is read last is written over.
+    """
     needed, waiting = set(), [end]
     while waiting:
         node = waiting.pop()
@@ -64,6 +67,8 @@ def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None, ho
     for node in whole.nodes:
         if node.op == "placeholder" or (node in needed and node.op != "output"):
             copies[node] = graph.node_copy(node, lambda source: copies.get(source))
+            if not holding and OVERWRITES in node.meta and node.target not in IN_PLACE.values():
+                write_over(copies[node], node.meta[OVERWRITES])
     graph.output(tuple(copies[each] if isinstance(each, Node) else each for each in results))
     return graph
 

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from memfit.losses import loss_of
 from memfit.micro_batches import parts
-from memfit.process_memory import return_freed_memory
+from memfit.process_memory import hand_back, keep_freed_memory, resident_bytes, return_freed_memory, within
 from memfit.program import call_with, in_order
 from memfit.recipe import Recipe
 from memfit.splitting import RandomState, Split, joined, slices
@@ -29,10 +29,14 @@ def make_optimizer(parameters: list[nn.Parameter], optimizer: dict[str, Any], lr
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
+FIRST_STEPS = 2  # after which libraries are loaded and the optimizer's state is there
+
+
 class TrainingStep:
     """Runs training steps of a model from `memfit.load`.
 
-    Making one lets the process return freed memory (`memfit.return_freed_memory`), or its peak would not be the step's.
+    Making one lets the process return freed memory (`memfit.return_freed_memory`), or its peak would not be the step's. From the third
+    step on freed memory is kept for the next tensors, as far as the budget allows, which is faster.
 
     Args:
         model: its plan names loss, optimizer, trained parameters, and how a batch goes through.
@@ -47,6 +51,8 @@ class TrainingStep:
         if not isinstance(recipe, Recipe) or not isinstance(model, GraphModule):
             raise ValueError("TrainingStep needs a model from memfit.load: any other has no plan")
         return_freed_memory()
+        self._most_bytes: int | None = None  # of the process, once it is known what it holds between steps
+        self._memory_bytes, self._steps = recipe.memory_bytes, 0
         self.model = model
         self.loss = recipe.loss
         self.micro_batch, self.slice = recipe.micro_batch, recipe.slice
@@ -65,9 +71,23 @@ class TrainingStep:
             inputs: the model's input, a tuple of them, or a dict by name.
             targets: what the loss compares with; None if the model returns its own loss.
         """
-        loss = self._backward(inputs, targets, apply=True)
-        self._update()
+        with within(self._most_bytes):
+            loss = self._backward(inputs, targets, apply=True)
+            self._update()
+        self._steps += 1
+        if self._steps == FIRST_STEPS and self._memory_bytes:
+            self._keep_freed_memory(inputs, targets)
         return loss
+
+    def _keep_freed_memory(self, inputs: Inputs, targets: Tensor | None) -> None:
+        """Keep what steps free, up to what the budget leaves beside what is there between them."""
+        states = (value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+        there = [*self.model.parameters(), *self.model.buffers(), *states, *in_order(self.model, inputs)]
+        there += [] if targets is None else [targets]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in there}
+        if keep_freed_memory():
+            hand_back()
+            self._most_bytes = resident_bytes() + self._memory_bytes - sum(storages.values())
 
     def backward(self, inputs: Inputs, targets: Tensor | None = None) -> float:
         """Add the gradient of one batch to the parameters' `grad`, and update nothing; the mean loss.

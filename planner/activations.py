@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from math import prod
 from statistics import fmean
 
-import torch
 from torch.fx import Node
 
 from memfit.operators.pooling import RANGE_WINDOWS
-from memfit.rewriting import MASKABLE
+from memfit.overwriting import RECTIFIERS
+from memfit.rewriting import MAX_POOLINGS
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
 from planner.menu import unbeaten
@@ -54,9 +54,9 @@ def activations_of(
             node = nodes.get(structure.names[holder.operation])
             if (
                 node is not None
-                and node.target in MASKABLE
+                and node.target in RECTIFIERS
                 and graph.may_hold_bits(node)
-                and structure.storage_of.get(bits_held(node)) == at
+                and structure.storage_of.get(bits_held(graph, node)) == at
             ):
                 forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
             if node is not None and node.name in graph.repeated:
@@ -81,7 +81,7 @@ def activations_of(
         again = holds_inputs(graph, structure, node.name)
         if (graph.may_hold_bits(node) or again) and structure.internal_bytes[i]:
             storage = structure.storages[structure.storage_of[node.name]]
-            pooled = node.target is torch.ops.aten.max_pool2d.default
+            pooled = node.target in MAX_POOLINGS
             options = () if again else (index_option(storage.shape) if pooled else mask_option(prod(storage.shape)),)
             form = Form(node.name, (0,), options)
             kept = structure.internal_bytes[i]
@@ -152,7 +152,7 @@ def in_means(of_batches: list[float]) -> tuple[float, ...]:
 
 
 def index_option(shape: tuple[int, ...]) -> Option:
-    """One byte a window of max pooling (B, C, H, W), for its int64 index."""
+    """One byte a window of max pooling (B, C, *windows), for its int64 index."""
     windows = prod(shape)
     workspace = 3 * 8 * min(windows, max(prod(shape[2:]), RANGE_WINDOWS))
     return Option(INDEX, {}, windows, workspace, workspace, {}, mask_seconds(8 * windows))

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from memfit.operators.pointwise import MaskedDropout
+from memfit.overwriting import changes_its_input, overwritable
 from memfit.program import Attention, BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
 from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
@@ -86,6 +87,11 @@ class TrainingGraph:
         """For each operation that may work itself out again for its gradient, the activations it does that from."""
         return {node.name: inputs for node in self.operations if (inputs := repeated_inputs(node))}
 
+    @cached_property
+    def overwritable(self) -> dict[str, Node]:
+        """For each operation that may write its result over what it reads last: what that is."""
+        return {node.name: x for node in self.operations if (x := overwritable(node)) is not None}
+
     def rewritten(self, recipe: Recipe) -> GraphModule:
         """A module of its own, rewritten as a recipe says; it shares the parameters."""
         return rewrite(training_module(self.program, self.batch_norm), recipe)
@@ -101,7 +107,7 @@ class TrainingGraph:
         return without_dropout(self.rewritten(self.exact_recipe("mse")))
 
     def exact_recipe(self, loss: str) -> Recipe:
-        """All trains, all is kept whole: memfit's own operations holding what torch's would, and no more."""
+        """All trains, all is kept whole: memfit's own operations holding what torch's would, or less where that costs nothing."""
         names = tuple(name for name, _ in self.module.named_parameters())
         return Recipe(self.fingerprint, self.batch_norm, loss, {"name": "sgd"}, names, (), ())
 
@@ -221,15 +227,6 @@ def _check(node: Node, module: GraphModule) -> None:
         raise _unsupported(
             node, f"changes {changed.target!r}, which outlives the step", "Keep such state outside the model, or compute it anew."
         )
-
-
-def changes_its_input(node: Node, module: GraphModule) -> bool:
-    """Whether an operation writes into a tensor that it is given."""
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if isinstance(node.target, torch._ops.OpOverload):
-        return any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments)
-    return False
 
 
 def _unsupported(node: Node, reason: str, remedy: str) -> UnsupportedOperation:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from planner.plan import Correction, Footprint, Schedule
-from planner.profile import Activation, Moment, Option, Parameter, Phase, Profile, Step
+from planner.profile import Activation, Moment, Operation, Option, Parameter, Phase, Profile, Step
 from planner.request import Optimizer
 from planner.timeline import ALWAYS, Timeline, exact_choices, readers_of
 
@@ -32,6 +32,13 @@ def step_of(profile: Profile, samples: int) -> Step:
 
 def _cut(profile: Profile, schedule: Schedule) -> int:
     return next(i for i, operation in enumerate(profile.whole.operations) if operation.name == schedule.split)
+
+
+def planned_step(profile: Profile, schedule: Schedule) -> Step:
+    """The operations and activations that a schedule's choices refer to."""
+    if schedule.split is None:
+        return step_of(profile, schedule.micro_batch)
+    return split_step(step_of(profile, schedule.slice), profile.whole, _cut(profile, schedule))
 
 
 # ---- all operations of a part of the batch, then the next part
@@ -131,7 +138,9 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
             made.add("transient", at(forward, born), at(forward, min(last_use, end)), when, size)
     for i in operations:
         operation = step.operations[i]
-        made.add("transient", at(forward, i), at(forward, i), when, operation.forward_bytes)
+        made.add("transient", at(forward, i), at(forward, i), when, operation.forward_bytes - _over_bytes(operation))
+        if operation.over is not None and operation.over.activation is not None:
+            made.add("transient", at(forward, i), at(forward, i), columns.wholes + operation.over.activation, operation.over.bytes)
         made.add("transient", at("backward", i), at("backward", i), columns.gradients + i, operation.backward_bytes)
         made.add("saved", at(forward, i) + 1, at("backward", i), columns.gradients + i, operation.internal_bytes)
     for a, activation in enumerate(step.activations):
@@ -150,6 +159,11 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
             for holder in holders:
                 further = option.restore_bytes + step.operations[holder].ranged_bytes * bool(option.restore_bytes)
                 made.add("transient", at("backward", holder), at("backward", holder), column, further)
+
+
+def _over_bytes(operation: Operation) -> int:
+    """What an operation's result takes no bytes of its own for."""
+    return operation.over.bytes if operation.over is not None else 0
 
 
 # ---- up to the split some samples at a time without autograd, then the whole batch, then up to the split again, for the gradient
@@ -187,7 +201,7 @@ def _sliced(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timel
         if born <= cut:
             made.add("transient", born, min(last_use, cut), ALWAYS, size)
     for i in before:
-        made.add("transient", i, i, ALWAYS, part.operations[i].forward_bytes)
+        made.add("transient", i, i, ALWAYS, part.operations[i].forward_bytes - _over_bytes(part.operations[i]))
     _activations_of(made, step, after, ALWAYS, "forward")
     _activations_of(made, step, before, again, "forward")
     _last_update(made)
@@ -230,9 +244,13 @@ def split_step(part: Step, whole: Step, cut: int) -> Step:
         )
         return replace(small, holders=tuple(small.holders[h] for h in kept), last_use=min(small.last_use, cut), forms=forms)
 
+    # What crosses the split is there until its gradient comes.
+    later = (
+        replace(each, over=None if each.over is None or each.over.producer <= cut else each.over) for each in whole.operations[cut + 1 :]
+    )
     return Step(
         whole.batch_size,
-        (*part.operations[: cut + 1], *whole.operations[cut + 1 :]),
+        (*part.operations[: cut + 1], *later),
         tuple(map(chosen, part.activations, whole.activations)),
         (*(s for s in part.storages if s[1] <= cut), *(s for s in whole.storages if s[1] > cut)),
     )

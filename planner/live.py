@@ -44,8 +44,9 @@ def _forward_by_name(timeline: Timeline, sizes: dict[tuple[str, str], int], at: 
         return
     names = [operation.name for operation in timeline.step.operations]
     now = names.index(at.moment.operation)
+    over = timeline.step.operations[now].over
     for size, born, last_use in timeline.step.storages:
-        if born <= now <= last_use:
+        if born <= now <= last_use and (over is None or born != over.producer):
             name = ("transient", f"output of {names[born]}")
             sizes[name] = sizes.get(name, 0) + size
             sizes[together] -= size

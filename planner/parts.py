@@ -5,8 +5,9 @@ from torch.fx import GraphModule, Node
 
 from memfit.losses import loss_of
 from memfit.micro_batches import parts
+from memfit.overwriting import changes_its_input
 from memfit.program import call_with
-from planner.capture import TrainingGraph, changes_its_input, without_dropout
+from planner.capture import TrainingGraph, without_dropout
 from planner.profile import Step
 from planner.sample import Batch
 from planner.timeline import readers_of

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
+from planner.footprint import planned_step
 from planner.plan import INDEX, KEEP, MASK, NOT_NEEDED, ActivationChoice, Plan
 from planner.profile import Profile, Setting
 
@@ -22,11 +23,21 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
             for choice in held
             if not _of_its_own(choice)
         ),
+        in_place=_in_place(profile, plan),
         micro_batch=plan.schedule.micro_batch if len(profile.steps) > 1 and not plan.own_loop else None,
         early_updates=plan.schedule.early_updates,
         split=plan.schedule.split,
         slice=plan.schedule.slice,
+        memory_bytes=plan.predicted_peak_bytes if plan.budget_scope == "process" else plan.budget_bytes,
     )
+
+
+def _in_place(profile: Profile, plan: Plan) -> tuple[str, ...]:
+    """Operations that may write their result over what they read, since the plan does not keep that."""
+    step = planned_step(profile, plan.schedule)
+    kept = {choice.name for choice in plan.activations if choice.technique == KEEP}
+    over = ((operation.name, operation.over) for operation in step.operations)
+    return tuple(n for n, it in over if it is not None and (it.activation is None or step.activations[it.activation].name not in kept))
 
 
 def _of_its_own(choice: ActivationChoice) -> bool:

@@ -37,6 +37,19 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Overwritten:
+    """What an operation's result is written over, where nobody holds it: what operation `producer` made and no later one reads.
+
+    Attributes:
+        activation: its index, if some operation may hold it.
+    """
+
+    producer: int
+    bytes: int
+    activation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One operation of the step, in order of execution; the loss is the last.
 
@@ -51,6 +64,7 @@ class Operation:
             and what is still held: the gradients it passes on.
         ranged_bytes: live in its backward, beyond `backward_bytes`, where it takes its input by ranges of samples and not whole; for
             each input, if it has several.
+        over: what its result is written over.
         forward_seconds, backward_seconds: of a step of the whole batch.
         source: file and line of the model that made it, if known.
     """
@@ -62,6 +76,7 @@ class Operation:
     forward_bytes: int
     backward_bytes: int
     internal_bytes: int
+    over: Overwritten | None
     ranged_bytes: int = 0
     passed_bytes: int = 0
     forward_seconds: float = 0.0

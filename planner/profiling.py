@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from memfit.losses import LOSSES
-from memfit.process_memory import return_freed_memory
+from memfit.process_memory import hand_back, keep_freed_memory
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 from memfit.training_step import make_optimizer
 from planner.activations import activations_of, in_means
@@ -23,7 +23,7 @@ from planner.recomputation import recomputations, with_recomputations
 from planner.record import Recording, record
 from planner.request import ProfileSettings
 from planner.sample import Batch, batches_of
-from planner.structure import Structure, observe_structure
+from planner.structure import Structure, observe_structure, overwritten
 from planner.techniques import candidates, shipped_tensors
 from planner.travelling import measure_travelling
 from planner.workspace import with_workspace
@@ -52,7 +52,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     progress(0.06, "the plain step")
     plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)
     pace = seconds / sum(plain.seconds.values())  # a step under record takes longer
-    return_freed_memory()  # from here on as planned steps do, whose time that takes too
+    keep_freed_memory()  # from here on as planned steps do, as far as they may
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
     energies = measure_energies(
@@ -84,6 +84,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     again = recomputations(graph, batches[0])
     for number, samples in enumerate(sizes):
         progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
+        hand_back()
         part = batches[0].first(samples)
         structure = observe_structure(graph, part, loss) if number else whole
         activations = activations_of(graph, structure, spectra, energies, travelled)
@@ -129,7 +130,10 @@ def _step(
 ) -> Step:
     """What a step holds while so many samples go through the model at a time. `pace`: seconds of a whole step for each recorded one."""
     warm_up = int(part.samples < profile.steps[0].batch_size) if profile.steps else 0  # kernels for the whole batch are there already
-    exact, _ = measure_step(graph.exact, part, profile.loss, steps=warm_up)
+    over = overwritten(graph, structure, {activation.name: at for at, activation in enumerate(activations)})
+    in_place = tuple(structure.names[i] for i, it in over.items() if it.activation is None)  # those that a step with all kept whole has
+    in_place_module = graph.rewritten(replace(graph.exact_recipe(profile.loss), in_place=in_place))
+    exact, _ = measure_step(in_place_module, part, profile.loss, steps=warm_up)
     step = Step(
         part.samples,
         (),
@@ -147,6 +151,7 @@ def _step(
                 forward_bytes=0,
                 backward_bytes=0,
                 internal_bytes=structure.internal_bytes[i],
+                over=over.get(i),
                 forward_seconds=pace * exact.seconds.get(Moment("forward", name), 0.0),
                 backward_seconds=pace * exact.seconds.get(Moment("backward", name), 0.0),
                 source=structure.sources[i],

@@ -10,9 +10,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from memfit.losses import loss_of
+from memfit.overwriting import HARDTANHS, RELUS
 from memfit.program import arguments
-from memfit.rewriting import HARDTANHS, RELUS
+from memfit.rewriting import holds_its_result
 from planner.capture import NamedRun, TrainingGraph, source_of, target_name
+from planner.profile import Overwritten
 from planner.record import forward_range
 from planner.sample import Batch
 
@@ -190,12 +192,28 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def bits_held(node: Node) -> str:
-    """The operation or input whose values an operation with a mask would otherwise keep: a relu its result, others their input."""
+def bits_held(graph: TrainingGraph, node: Node) -> str:
+    """The operation or input whose values an operation with a mask would otherwise keep: a rectifier its result, if that stays as it is."""
+    if node.target in RELUS or holds_its_result(graph.module, node):
+        return node.name
     values = arguments(node)
     source = values.get("self", values.get("input"))
     assert isinstance(source, Node)
-    return node.name if node.target in RELUS else source.name
+    return source.name
+
+
+def overwritten(graph: TrainingGraph, structure: Structure, activations: dict[str, int]) -> dict[int, Overwritten]:
+    """For each operation that may write its result over what it reads last: what that is.
+
+    Args:
+        activations: index of each, by its name.
+    """
+    found, index = {}, {name: i for i, name in enumerate(structure.names)}
+    for name, x in graph.overwritable.items():
+        storage = structure.storages[structure.storage_of[x.name]]
+        if (storage.name, storage.producer, storage.last_use) == (x.name, index[x.name], index[name]):
+            found[index[name]] = Overwritten(storage.producer, storage.bytes, activations.get(x.name))
+    return found
 
 
 def bounds_of(node: Node) -> tuple[float, ...]:

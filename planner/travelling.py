@@ -19,7 +19,8 @@ from memfit.forms import Int4, Int8
 from memfit.forms.quantised import GROUP
 from memfit.losses import loss_of
 from memfit.operators.again import Again
-from planner.capture import NamedRun, TrainingGraph, changes_its_input, without_dropout
+from memfit.overwriting import changes_its_input
+from planner.capture import NamedRun, TrainingGraph, without_dropout
 from planner.fidelity import Measured
 from planner.sample import Batch
 from planner.techniques import Candidate, candidate

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from memfit.operators.held import HeldTensor, Restorable, samples_at_once
+from memfit.overwriting import IN_PLACE
+from memfit.process_memory import make_room
 
 aten = torch.ops.aten
 
@@ -30,10 +32,18 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operation: "Again", forms: tuple[Restorable | None, ...], counts: tuple[int, ...], *tensors: Tensor | None
+        ctx: Any,
+        operation: "Again",
+        over_input: bool,
+        forms: tuple[Restorable | None, ...],
+        counts: tuple[int, ...],
+        *tensors: Tensor | None,
     ) -> Tensor:
         own = tensors[: len(forms)]
-        result = operation.run(own)
+        make_room(2 * sum(tensor.nbytes for tensor in own if tensor is not None))
+        if over_input:
+            ctx.mark_dirty(own[0])
+        result = operation.run(own, over_input)
         ctx.operation, ctx.forms, ctx.counts = operation, forms, counts
         ctx.shapes = [None if tensor is None else tensor.shape for tensor in own]
         ctx.by_samples = [operation.goes_by_samples(at, own) for at in range(len(own))]
@@ -44,7 +54,8 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, own = ctx.saved_tensors, len(ctx.forms)
-        wanted = ctx.needs_input_grad[3 : 3 + own]
+        make_room(4 * grad.nbytes)
+        wanted = ctx.needs_input_grad[4 : 4 + own]
         grads: list[Tensor | None] = [None] * own
         step = samples_at_once(tuple(grad.shape), grad.element_size())
         for start in range(0, grad.shape[0], step):
@@ -60,7 +71,7 @@ class _Again(torch.autograd.Function):
                 else:
                     grads[at] = part if start == 0 else grads[at].add_(part)  # type: ignore[union-attr]
             del parts
-        return (None, None, None, *grads, *(None for _ in ctx.needs_input_grad[3 + own :]))
+        return (None, None, None, None, *grads, *(None for _ in ctx.needs_input_grad[4 + own :]))
 
 
 def _inputs(ctx: Any, saved: tuple[Tensor | None, ...], some: slice) -> Iterator[Tensor | None]:
@@ -91,17 +102,26 @@ class Again(nn.Module):
         super().__init__()
         self.target, self.tensors, self.samples, self.constants = target, tensors, samples, constants
 
-    def forward(self, *values: Any) -> Tensor:
-        """The operation's tensors, then for each activation among them what holds it, or None: it holds it whole."""
+    def forward(self, *values: Any, over_input: bool = False) -> Tensor:
+        """The operation's tensors, then for each activation among them what holds it, or None: it holds it whole.
+
+        With `over_input`, an activation function writes its result over its input, which then cannot be held whole.
+
+        Raises:
+            ValueError: it would be.
+        """
         own, held = values[: len(self.tensors)], values[len(self.tensors) :]
         each: list[HeldTensor | None] = [*held, *(None for _ in own[len(held) :])]
+        if over_input and each[0] is None and own[0].requires_grad and torch.is_grad_enabled():
+            raise ValueError("an operation cannot hold whole what it writes its result over")
         forms = tuple(None if one is None else one.form for one in each)
         counts = tuple(0 if one is None else len(one.tensors) for one in each)
         further = (tensor for one in each if one is not None for tensor in one.tensors)
-        return _Again.apply(self, forms, counts, *own, *further)  # type: ignore[no-any-return,no-untyped-call]
+        return _Again.apply(self, over_input, forms, counts, *own, *further)  # type: ignore[no-any-return,no-untyped-call]
 
-    def run(self, tensors: tuple[Tensor | None, ...] | list[Tensor | None]) -> Tensor:
-        return self.target(**self.constants, **dict(zip(self.tensors, tensors, strict=True)))  # type: ignore[no-any-return]
+    def run(self, tensors: tuple[Tensor | None, ...] | list[Tensor | None], over_input: bool = False) -> Tensor:
+        target = IN_PLACE[self.target] if over_input else self.target
+        return target(**self.constants, **dict(zip(self.tensors, tensors, strict=True)))  # type: ignore[no-any-return]
 
     def goes_by_samples(self, at: int, own: tuple[Tensor | None, ...]) -> bool:
         first, tensor = own[0], own[at]

@@ -3,13 +3,15 @@
 The weight gradient is that of the exact convolution of the restored input; the input gradient never needs the input.
 """
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memfit.forms import Held
-from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
+from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
+from memfit.process_memory import make_room
 
 ConvArguments = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
@@ -24,13 +26,15 @@ class _Convolution(torch.autograd.Function):
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.save_for_backward(weight if input_grad else None, *kept)
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+        make_room(2 * _result_bytes(x, weight, arguments))  # once more, if the kernel lays it out its own way
+        return no_view(torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *kept = ctx.saved_tensors
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
+        make_room(2 * grad.element_size() * prod(ctx.shape) + grad.nbytes)
         if weight_grad and ctx.form is None:
             if weight is None:
                 weight = grad.new_empty(1).expand(ctx.weight_shape)  # its values are not read
@@ -45,6 +49,12 @@ class _Convolution(torch.autograd.Function):
                 part = weight_gradient(grad[samples], x, ctx.weight_shape, ctx.arguments)
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
+
+
+def _result_bytes(x: Tensor, weight: Tensor, arguments: ConvArguments) -> int:
+    stride, padding, dilation, _ = arguments
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    return x.element_size() * x.shape[0] * weight.shape[0] * prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
 
 def _backward(

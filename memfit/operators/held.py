@@ -60,6 +60,11 @@ def unpacked(held: HeldTensor | None) -> tuple[Restorable | Tensor | None, ...]:
     return (None,) if held is None else (held.form, *held.tensors)
 
 
+def no_view(result: Tensor) -> Tensor:
+    """A result that autograd does not take for a view of something, or nobody could write over it."""
+    return torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else result
+
+
 def samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
     """Samples of a held tensor that a backward restores at a time."""
     return min(max(1, RESTORE_BYTES // max(1, itemsize * prod(shape[1:]))), shape[0])

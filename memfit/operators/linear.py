@@ -1,12 +1,14 @@
 """Linear layer on inputs of two or more axes, its input held whole, in a form, or not at all."""
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memfit.forms import Held
-from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
+from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
+from memfit.process_memory import make_room
 
 
 # B = samples, F = features in, O = features out; further axes between B and F count as samples of the product.
@@ -17,11 +19,13 @@ class _Linear(torch.autograd.Function):
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.form, ctx.shape = form, x.shape
         ctx.save_for_backward(weight_OF if input_grad else None, *kept)
-        return torch.nn.functional.linear(x, weight_OF, bias_O)
+        make_room(x.nbytes // x.shape[-1] * weight_OF.shape[0])
+        return no_view(torch.nn.functional.linear(x, weight_OF, bias_O))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight_OF, *kept = ctx.saved_tensors
+        make_room(2 * grad.element_size() * prod(ctx.shape))
         grad_x = grad @ weight_OF if ctx.needs_input_grad[0] else None
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         grad_weight = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memfit.forms import Held
 from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
+from memfit.process_memory import make_room
 
 
 class _FrozenBatchNorm(torch.autograd.Function):
@@ -23,17 +24,26 @@ class _FrozenBatchNorm(torch.autograd.Function):
         mean: Tensor,
         variance: Tensor,
         eps: float,
+        over_input: bool,
+        over_gradient: bool,
         form: Restorable | None,
         *held: Tensor,
     ) -> Tensor:
         kept: Held = () if not ctx.needs_input_grad[1] else held if form is not None else (x,)
-        ctx.eps, ctx.form, ctx.shape, ctx.itemsize = eps, form, x.shape, x.element_size()
+        ctx.eps, ctx.form, ctx.shape, ctx.itemsize, ctx.over_gradient = eps, form, x.shape, x.element_size(), over_gradient
         ctx.save_for_backward(weight, mean, variance, *kept)
-        return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        make_room(0 if over_input else x.nbytes)
+        if not over_input:
+            return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        ctx.mark_dirty(x)
+        statistics = {"save_mean": mean.new_empty(0), "save_invstd": mean.new_empty(0)}
+        torch.ops.aten.native_batch_norm.out(x, weight, bias, mean, variance, False, 0.0, eps, out=x, **statistics)
+        return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, mean, variance, *kept = ctx.saved_tensors
+        make_room(2 * grad.nbytes)
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
         if weight_grad:
@@ -46,8 +56,9 @@ class _FrozenBatchNorm(torch.autograd.Function):
         if input_grad:
             scale = (variance + ctx.eps).rsqrt()
             scale = scale if weight is None else scale * weight
-            grad_x = grad * scale.view(-1, *[1] * (grad.dim() - 2))
-        return (grad_x, grad_weight, grad_bias, None, None, None, None, *(None for _ in ctx.needs_input_grad[7:]))
+            scale = scale.view(-1, *[1] * (grad.dim() - 2))
+            grad_x = grad.mul_(scale) if ctx.over_gradient else grad * scale
+        return (grad_x, grad_weight, grad_bias, *(None for _ in ctx.needs_input_grad[3:]))
 
 
 def weight_gradient(grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -58,10 +69,29 @@ def weight_gradient(grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps
 
 
 def frozen_batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, held: HeldTensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    held: HeldTensor | None = None,
+    over_input: bool = False,
+    over_gradient: bool = False,
 ) -> Tensor:
-    """Batch norm of `x` (B, C, ...) by running statistics (C,); `held` as for `convolution`."""
-    return _FrozenBatchNorm.apply(x, weight, bias, mean, variance, eps, *unpacked(held))  # type: ignore[no-any-return,no-untyped-call]
+    """Batch norm of `x` (B, C, ...) by running statistics (C,); `held` as for `convolution`.
+
+    Args:
+        over_input: its result is written over `x`, which then cannot be held whole.
+        over_gradient: in backward, the gradient of `x` is written over that of the result, which nobody else may have.
+
+    Raises:
+        ValueError: it would hold what it overwrites.
+    """
+    if over_input and held is None and weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError("a batch norm cannot hold whole what it writes its result over")
+    settings = (eps, over_input, over_gradient)
+    return _FrozenBatchNorm.apply(x, weight, bias, mean, variance, *settings, *unpacked(held))  # type: ignore[no-any-return,no-untyped-call]
 
 
 class BatchNorm(torch.nn.Module):

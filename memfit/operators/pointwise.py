@@ -1,47 +1,74 @@
-"""Rectifiers and dropout that hold one bit an element."""
+"""Rectifiers and dropout that hold one bit an element, and rectifiers that hold their result."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from memfit.bits import pack, pack_between, scale_by_bits
+from memfit.process_memory import make_room
+
+aten = torch.ops.aten
 
 
-class _Masked(torch.autograd.Function):
-    """`apply_in_place` clamps; the gradient passes where low < x < high, and times `slope` elsewhere."""
+class _Rectified(torch.autograd.Function):
+    """Clamps, or with a slope multiplies what is not positive by it; the gradient passes where low < x < high, and times `slope` elsewhere.
+
+    That can be told from the result, which the next operation mostly holds too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float, slope: float, in_place: bool) -> Tensor:
-        ctx.slope = slope
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(pack_between(x, low, high))
-        if in_place:
+    def forward(ctx: Any, x: Tensor, low: float, high: float, slope: float, bits: bool, over_input: bool, over_gradient: bool) -> Tensor:
+        ctx.settings = low, high, slope, bits, over_gradient
+        wanted = ctx.needs_input_grad[0]
+        make_room(x.nbytes)
+        packed = pack_between(x, low, high) if bits and wanted else None
+        if over_input:
             ctx.mark_dirty(x)
         if slope:
-            function = torch.nn.functional.leaky_relu_ if in_place else torch.nn.functional.leaky_relu
-            return function(x, slope)
-        return x.clamp_(low, high) if in_place else x.clamp(low, high)
+            function = torch.nn.functional.leaky_relu_ if over_input else torch.nn.functional.leaky_relu
+            result = function(x, slope)
+        else:
+            result = x.clamp_(low, high) if over_input else x.clamp(low, high)
+        if wanted:
+            ctx.save_for_backward(result if packed is None else packed)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,) = ctx.saved_tensors
-        return scale_by_bits(grad, packed, 1.0, ctx.slope), None, None, None, None
+        (held,) = ctx.saved_tensors
+        low, high, slope, bits, over_gradient = ctx.settings
+        make_room(grad.nbytes)
+        if bits:
+            grad_x = scale_by_bits(grad, held, 1.0, slope, over_gradient)
+        else:
+            grad_x = grad if over_gradient else torch.empty_like(grad)
+            if slope:
+                aten.leaky_relu_backward.grad_input(grad, held, slope, True, grad_input=grad_x)
+            elif high == float("inf"):
+                aten.threshold_backward.grad_input(grad, held, low, grad_input=grad_x)
+            else:
+                aten.hardtanh_backward.grad_input(grad, held, low, high, grad_input=grad_x)
+        return grad_x, None, None, None, None, None, None
 
 
-def masked_relu(x: Tensor, in_place: bool = False) -> Tensor:
-    """max(x, 0), holding one bit an element."""
-    return _Masked.apply(x, 0.0, float("inf"), 0.0, in_place)  # type: ignore[no-any-return,no-untyped-call]
+class Rectifier(NamedTuple):
+    """What a rectifier does: max(x, low) and min of that and `high`, or with a slope x where it is positive and slope · x elsewhere."""
+
+    low: float
+    high: float = float("inf")
+    slope: float = 0.0
 
 
-def masked_hardtanh(x: Tensor, low: float, high: float, in_place: bool = False) -> Tensor:
-    """min(max(x, low), high), holding one bit an element. relu6 is 0 to 6."""
-    return _Masked.apply(x, low, high, 0.0, in_place)  # type: ignore[no-any-return,no-untyped-call]
+def rectified(x: Tensor, rectifier: Rectifier, bits: bool = False, over_input: bool = False, over_gradient: bool = False) -> Tensor:
+    """Apply a rectifier.
 
-
-def masked_leaky_relu(x: Tensor, slope: float, in_place: bool = False) -> Tensor:
-    """x where it is positive, slope · x elsewhere, holding one bit an element."""
-    return _Masked.apply(x, 0.0, float("inf"), slope, in_place)  # type: ignore[no-any-return,no-untyped-call]
+    Args:
+        bits: it holds one bit an element, and else its result.
+        over_input: its result is written over `x`.
+        over_gradient: in backward, the gradient of `x` is written over that of the result, which nobody else may have.
+    """
+    return _Rectified.apply(x, *rectifier, bits, over_input, over_gradient)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _MaskedDropout(torch.autograd.Function):

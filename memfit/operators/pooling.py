@@ -12,49 +12,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memfit.process_memory import make_room
+
 aten = torch.ops.aten
 RANGE_WINDOWS = 1 << 15  # windows whose indices are worked out at a time; one plane's if that is more
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Of a pooling in two dimensions: each a pair, rows first."""
+    """Of a pooling over one to three axes: a number for each."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     ceil_mode: bool
 
 
+# A pooling over one axis is one over two, of which the first has size 1: torch's own does that too.
+def _planes(x: Tensor) -> Tensor:
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def _two_axes(window: Window) -> Window:
+    if len(window.kernel) > 1:
+        return window
+    return Window((1, *window.kernel), (1, *window.stride), (0, *window.padding), (1, *window.dilation), window.ceil_mode)
+
+
 class _MaxPool(torch.autograd.Function):
+    """Of (B, C, H, W) or (B, C, D, H, W)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window, small: bool) -> Tensor:
-        result, indices = aten.max_pool2d_with_indices(x, window.kernel, window.stride, window.padding, window.dilation, window.ceil_mode)
+        make_room(x.nbytes)
+        pool = aten.max_pool2d_with_indices if x.dim() == 4 else aten.max_pool3d_with_indices
+        result, indices = pool(x, window.kernel, window.stride, window.padding, window.dilation, window.ceil_mode)
         ctx.window, ctx.shape, ctx.small = window, x.shape, small
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(places(indices, x.shape[-1], window) if small else indices)
+            ctx.save_for_backward(places(indices, tuple(x.shape[2:]), window) if small else indices)
         return result  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (held,) = ctx.saved_tensors
+        make_room(grad.element_size() * prod(ctx.shape))
         window: Window = ctx.window
         if not ctx.small:
             return _max_pool_gradient(grad, held, ctx.shape, window), None, None
         grad_x = grad.new_empty(ctx.shape)
         grad_planes, held_planes, grad_x_planes = (each.flatten(0, 1).unsqueeze(1) for each in (grad, held, grad_x))
         for some in ranges(held_planes.shape):
-            indices = indices_of(held_planes[some], ctx.shape[-1], window)
+            indices = indices_of(held_planes[some], tuple(ctx.shape[2:]), window)
             grad_x_planes[some] = _max_pool_gradient(grad_planes[some], indices, grad_x_planes[some].shape, window)
         return grad_x, None, None
 
 
 def _max_pool_gradient(grad: Tensor, indices: Tensor, shape: torch.Size, window: Window) -> Tensor:
     input_shape_alone = grad.new_empty(1).expand(shape)  # its values are not read
-    return aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
-        grad, input_shape_alone, window.kernel, window.stride, window.padding, window.dilation, window.ceil_mode, indices
-    )
+    backward = aten.max_pool2d_with_indices_backward if grad.dim() == 4 else aten.max_pool3d_with_indices_backward
+    settings = (window.kernel, window.stride, window.padding, window.dilation, window.ceil_mode)
+    return backward(grad, input_shape_alone, *settings, indices)  # type: ignore[no-any-return]
 
 
 def ranges(shape: torch.Size) -> Iterator[slice]:
@@ -64,58 +82,72 @@ def ranges(shape: torch.Size) -> Iterator[slice]:
 
 
 def _starts(windows: int, axis: int, window: Window, device: torch.device) -> Tensor:
-    """Where each window of an axis begins, int64."""
-    return torch.arange(windows, device=device) * window.stride[axis] - window.padding[axis]
+    """Where each window of an axis begins, int64; shaped to stand beside the axes after it."""
+    starts = torch.arange(windows, device=device) * window.stride[axis] - window.padding[axis]
+    return starts.view(-1, *[1] * (len(window.kernel) - 1 - axis))
 
 
-def places(indices: Tensor, width: int, window: Window) -> Tensor:
-    """The place of each maximum inside its window, row by row, one byte each, from its index in the input's plane (B, C, H, W)."""
+def places(indices: Tensor, sizes: tuple[int, ...], window: Window) -> Tensor:
+    """The place of each maximum inside its window, row by row, one byte each.
+
+    Args:
+        indices: of each maximum among the input's places of its sample and channel, row by row; shape (B, C, *windows). They are lost.
+        sizes: of the input's spatial axes.
+    """
     held = torch.empty(indices.shape, dtype=torch.uint8, device=indices.device)
     planes, held_planes = indices.flatten(0, 1), held.flatten(0, 1)
-    top = _starts(indices.shape[-2], 0, window, indices.device)[:, None]
-    left = _starts(indices.shape[-1], 1, window, indices.device)
+    axes = [(axis, _starts(indices.shape[2 + axis], axis, window, indices.device)) for axis in reversed(range(len(sizes)))]
     for which in ranges(planes.shape):
-        some = planes[which]
-        rows = some.div(width, rounding_mode="floor")
-        columns = (some - rows * width).sub_(left).div_(window.dilation[1], rounding_mode="floor")
-        rows.sub_(top).div_(window.dilation[0], rounding_mode="floor")
-        held_planes[which] = rows.mul_(window.kernel[1]).add_(columns)
+        rest, place, step = planes[which], torch.zeros_like(planes[which]), 1
+        for axis, starts in axes:
+            offset = rest.remainder(sizes[axis]).sub_(starts).div_(window.dilation[axis], rounding_mode="floor")
+            place.add_(offset.mul_(step))
+            rest.div_(sizes[axis], rounding_mode="floor")
+            step *= window.kernel[axis]
+        held_planes[which] = place
     return held
 
 
-def indices_of(held: Tensor, width: int, window: Window) -> Tensor:
-    """The index in the input's plane of each maximum, int64."""
-    place = held.long()
-    rows = place.div(window.kernel[1], rounding_mode="floor")
-    columns = place.sub_(rows * window.kernel[1]).mul_(window.dilation[1]).add_(_starts(held.shape[-1], 1, window, held.device))
-    rows.mul_(window.dilation[0]).add_(_starts(held.shape[-2], 0, window, held.device)[:, None])
-    return rows.mul_(width).add_(columns)
+def indices_of(held: Tensor, sizes: tuple[int, ...], window: Window) -> Tensor:
+    """The index that `places` took each place from, int64."""
+    place, indices, step = held.long(), torch.zeros(held.shape, dtype=torch.int64, device=held.device), 1
+    for axis in reversed(range(len(sizes))):
+        starts = _starts(held.shape[2 + axis], axis, window, held.device)
+        offset = place.remainder(window.kernel[axis]).mul_(window.dilation[axis]).add_(starts)
+        indices.add_(offset.mul_(step))
+        place.div_(window.kernel[axis], rounding_mode="floor")
+        step *= sizes[axis]
+    return indices
 
 
 def max_pool(
     x: Tensor,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
     ceil_mode: bool,
     small: bool = False,
 ) -> Tensor:
-    """Max pooling of `x` (B, C, H, W). `small`: it holds one byte a window, else an int64; its input in neither case."""
-    window = Window(kernel, stride, padding, dilation, ceil_mode)
-    return _MaxPool.apply(x, window, small)  # type: ignore[no-any-return,no-untyped-call]
+    """Max pooling of `x` (B, C, *spatial) over one to three axes. `small`: it holds one byte a window, else an int64; its input in neither
+    case.
+    """
+    window = _two_axes(Window(kernel, stride, padding, dilation, ceil_mode))
+    result: Tensor = _MaxPool.apply(_planes(x), window, small)  # type: ignore[no-untyped-call]
+    return result.squeeze(2) if x.dim() == 3 else result
 
 
 class _AveragePool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple[Any, ...]) -> Tensor:
         ctx.settings, ctx.shape = settings, x.shape
-        return aten.avg_pool2d(x, *settings)  # type: ignore[no-any-return]
+        return (aten.avg_pool2d if x.dim() == 4 else aten.avg_pool3d)(x, *settings)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input_shape_alone = grad.new_empty(1).expand(ctx.shape)  # its values are not read
-        return aten.avg_pool2d_backward(grad, input_shape_alone, *ctx.settings), None
+        backward = aten.avg_pool2d_backward if grad.dim() == 4 else aten.avg_pool3d_backward
+        return backward(grad, input_shape_alone, *ctx.settings), None
 
 
 def average_pool(
@@ -125,25 +157,31 @@ def average_pool(
     padding: list[int],
     ceil_mode: bool,
     count_include_pad: bool,
-    divisor_override: int | None,
+    divisor_override: int | None = None,
 ) -> Tensor:
-    """Average pooling of `x` (B, C, H, W) that holds nothing."""
-    settings = (kernel, stride or kernel, padding, ceil_mode, count_include_pad, divisor_override)
-    return _AveragePool.apply(x, settings)  # type: ignore[no-any-return,no-untyped-call]
+    """Average pooling of `x` (B, C, *spatial), over one to three axes, that holds nothing."""
+    one = x.dim() == 3
+    kernel, stride, padding = list(kernel), list(stride or kernel), list(padding)
+    sizes = ([1, *kernel], [1, *stride], [0, *padding]) if one else (kernel, stride, padding)
+    result: Tensor = _AveragePool.apply(_planes(x), (*sizes, ceil_mode, count_include_pad, divisor_override))  # type: ignore[no-untyped-call]
+    return result.squeeze(2) if one else result
 
 
 class _AdaptiveAveragePool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: list[int]) -> Tensor:
         ctx.shape = x.shape
-        return aten._adaptive_avg_pool2d(x, size)  # type: ignore[no-any-return]
+        return (aten._adaptive_avg_pool2d if x.dim() == 4 else aten._adaptive_avg_pool3d)(x, size)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input_shape_alone = grad.new_empty(1).expand(ctx.shape)  # its values are not read
-        return aten._adaptive_avg_pool2d_backward(grad, input_shape_alone), None
+        backward = aten._adaptive_avg_pool2d_backward if grad.dim() == 4 else aten._adaptive_avg_pool3d_backward
+        return backward(grad, input_shape_alone), None
 
 
 def adaptive_average_pool(x: Tensor, size: list[int]) -> Tensor:
-    """Average pooling of `x` (B, C, H, W) to planes of that size, that holds nothing."""
-    return _AdaptiveAveragePool.apply(x, size)  # type: ignore[no-any-return,no-untyped-call]
+    """Average pooling of `x` (B, C, *spatial) to places of that size, over one to three axes, that holds nothing."""
+    one = x.dim() == 3
+    result: Tensor = _AdaptiveAveragePool.apply(_planes(x), [1, *size] if one else list(size))  # type: ignore[no-untyped-call]
+    return result.squeeze(2) if one else result

@@ -1,4 +1,4 @@
-"""Masks of one bit against torch's own rectifiers and dropout."""
+"""Rectifiers that hold one bit an element or their result, and dropout with its bits, against torch's own."""
 
 from collections.abc import Callable
 
@@ -9,37 +9,45 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memfit import bits
-from memfit.operators.pointwise import MaskedDropout, masked_hardtanh, masked_leaky_relu, masked_relu
+from memfit.operators.pointwise import MaskedDropout, Rectifier, rectified
 from tests.memfit.test_operators import random, saved_bytes
 
 F = torch.nn.functional
-CASES: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
-    (masked_relu, F.relu),
-    (lambda x: masked_hardtanh(x, 0.0, 6.0), F.relu6),
-    (lambda x: masked_hardtanh(x, -0.5, 0.7), lambda x: F.hardtanh(x, -0.5, 0.7)),
-    (lambda x: masked_leaky_relu(x, 0.1), lambda x: F.leaky_relu(x, 0.1)),
-    (lambda x: masked_relu(x * 1, in_place=True), F.relu),
-    (lambda x: masked_hardtanh(x * 1, 0.0, 6.0, in_place=True), F.relu6),
-    (lambda x: masked_leaky_relu(x * 1, 0.1, in_place=True), lambda x: F.leaky_relu(x, 0.1)),
+CASES: list[tuple[Rectifier, Callable[[Tensor], Tensor]]] = [
+    (Rectifier(0.0), F.relu),
+    (Rectifier(0.0, 6.0), F.relu6),
+    (Rectifier(-0.5, 0.7), lambda x: F.hardtanh(x, -0.5, 0.7)),
+    (Rectifier(0.0, slope=0.1), lambda x: F.leaky_relu(x, 0.1)),
 ]
 
 
-@pytest.mark.parametrize(("ours", "truth"), CASES)
+@pytest.mark.parametrize(("rectifier", "truth"), CASES)
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5, 7), (2, 3, 4, 4)])
-def test_rectifiers(ours: Callable[[Tensor], Tensor], truth: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("bits", [True, False])
+@pytest.mark.parametrize("over_input", [True, False])
+@pytest.mark.parametrize("over_gradient", [True, False])
+def test_rectifiers(
+    rectifier: Rectifier, truth: Callable[[Tensor], Tensor], shape: tuple[int, ...], bits: bool, over_input: bool, over_gradient: bool
+) -> None:
     x = (random(shape, 1) * 4).requires_grad_()
     with torch.no_grad():
         x.view(-1)[0] = 0.0  # the edge, where the gradient is torch's choice
     upstream = random(shape, 2)
-    (our_grad,) = torch.autograd.grad(ours(x), x, upstream)
+    before = x * 1
+    result = rectified(before, rectifier, bits, over_input, over_gradient)
+    assert (result.data_ptr() == before.data_ptr()) == over_input
+    assert torch.equal(result, truth(x))
     (true_grad,) = torch.autograd.grad(truth(x), x, upstream)
-    assert torch.equal(ours(x), truth(x))
+    (our_grad,) = torch.autograd.grad(result, x, upstream)
     torch.testing.assert_close(our_grad, true_grad, rtol=1e-12, atol=0)
+    assert torch.equal(upstream, random(shape, 2)) != over_gradient or torch.equal(upstream, true_grad)
 
 
-def test_a_rectifier_holds_one_bit_an_element() -> None:
+def test_a_rectifier_holds_one_bit_an_element_or_its_result() -> None:
     x = random((3, 5, 7), 0).requires_grad_()
-    assert saved_bytes(masked_relu(x)) == bits.packed_bytes(105) == 14
+    assert saved_bytes(rectified(x, Rectifier(0.0), bits=True)) == bits.packed_bytes(105) == 14
+    result = rectified(x, Rectifier(0.0, 6.0))
+    assert [tensor.data_ptr() for tensor in result.grad_fn.saved_tensors] == [result.data_ptr()]  # type: ignore[union-attr]
 
 
 @given(elements=st.integers(1, 100), piece=st.sampled_from([8, 16, 1 << 20]), seed=st.integers(0, 99))

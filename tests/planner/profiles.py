@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from planner.profile import Activation, Form, Holder, Operation, Option, Parameter, Profile, Setting, Step
+from planner.profile import Activation, Form, Holder, Operation, Option, Overwritten, Parameter, Profile, Setting, Step
 
 amounts = st.integers(0, 6)
 tenths = st.integers(1, 9).map(lambda n: n / 10)
@@ -67,6 +67,7 @@ def step(
 
     resized_structure = tuple(map(resized, structure))
     storages = [(a.bytes, a.born, a.last_use) for a in resized_structure] + [(1, len(reads) - 1, len(reads) - 1)]
+    over = {a.last_use: Overwritten(a.born, a.bytes, at) for at, a in enumerate(resized_structure) if at % 2}
     return Step(
         batch_size=size,
         operations=tuple(
@@ -80,6 +81,7 @@ def step(
                 internal_bytes=draw(st.integers(0, 2)),
                 ranged_bytes=draw(st.integers(0, 2)),
                 passed_bytes=draw(amounts),
+                over=over.get(i),
                 forward_seconds=draw(tenths),
                 backward_seconds=draw(tenths),
             )

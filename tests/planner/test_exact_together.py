@@ -72,7 +72,7 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
     schedule = data.draw(schedules, label="schedule")
     step = timeline(it.profile, Optimizer(), schedule).step
     operations = step.operations
-    masks, forms = set[str](), list[HeldForm]()
+    masks, forms, held = set[str](), list[HeldForm](), set[str]()
     for activation in step.activations:
         for form in activation.forms:
             exact = [None, *(option for option in form.options if not option.lost_energy)]
@@ -83,6 +83,14 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
             elif option is not None:
                 assert option.technique == RECOMPUTE
                 forms.append(HeldForm(form.value, holders, RECOMPUTE, dict(option.settings)))
+                held.update(step.activations[source].name for source in option.sources)
+            if option is None:
+                held.add(activation.name)
+        if {h for form in activation.forms for h in form.holders} != set(range(len(activation.holders))):
+            held.add(activation.name)  # some holder needs it whole
+    over = {o.name: o.over for o in operations if o.over is not None}
+    may = [name for name, it in over.items() if it.activation is None or step.activations[it.activation].name not in held]
+    in_place = tuple(name for name in may if data.draw(st.integers(0, 3), label=f"over {name}"))
     everything = it.graph.exact_recipe(it.profile.loss)
     trained = tuple(p for p in everything.trained if data.draw(st.integers(0, 4), label=p)) or everything.trained
     recipe = dataclasses.replace(
@@ -90,6 +98,7 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
         trained=trained,
         masks=tuple(masks),
         forms=tuple(forms),
+        in_place=in_place,
         micro_batch=schedule.micro_batch,
         early_updates=schedule.early_updates,
         split=schedule.split,

@@ -14,18 +14,20 @@ import memfit
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.recipe import RECOMPUTE, HeldForm
-from planner.capture import TrainingGraph, without_dropout
+from planner.capture import TrainingGraph, capture, without_dropout
 from planner.errors import BadSample, InfeasibleBudget
 from planner.patching import recipe_of
 from planner.plan import Plan, Proof
-from planner.profile import Profile
+from planner.profile import Moment, Profile
 from planner.profiling import make_profile
 from planner.record import record
 from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
 from planner.sample import batches_of
 from planner.solver import plain_peak_bytes, solve
 from planner.verification import prove, runtime_bytes
-from tests.planner.networks import graph_of, profile_of
+from tests.planner.networks import export, graph_of, profile_of
+
+F = torch.nn.functional
 
 NAMES = ("convolutional", "attending", "gated")
 WITHOUT_STATE = Optimizer()
@@ -206,6 +208,40 @@ def test_a_plan_is_proved_in_a_fresh_process(case: Case, optimizer: Optimizer, t
     assert agrees(proof.certificate.fidelity, plan, profile)
     assert proof.certificate.plain.measured_peak_bytes == pytest.approx(plain_peak_bytes(profile, optimizer), rel=0.02)
     assert 0 < proof.certificate.runtime_bytes < proof.certificate.process_peak_bytes
+
+
+class Stem(nn.Module):
+    """What bounds a network for images: a convolution, its norm, a rectifier and a pooling, all of them wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.Linear(32, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu6(self.norm(self.convolution(image))), 2)
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+def test_no_second_tensor_stands_beside_the_widest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sample = {"inputs.0": torch.randn(8, 3, 128, 128), "targets": torch.randint(5, (8,))}
+    graph = capture(export(Stem().train(), sample))
+    profile = profile_of(graph, sample, "cross_entropy")
+    plan = solve(profile, PlanRequest(None, techniques=("mask", "index", "recompute"), min_fidelity=1.0))
+    wide = 8 * 32 * 128 * 128 * 4
+    rows = {f.moment: f for f in plan.timeline}
+    for name in ("batch_norm", "relu6"):
+        assert rows[Moment("forward", name)].transient_bytes + rows[Moment("forward", name)].saved_bytes < 1.1 * wide
+        assert rows[Moment("backward", name)].transient_bytes + rows[Moment("backward", name)].saved_bytes < 1.6 * wide
+    recipe = recipe_of(profile, plan)
+    assert set(recipe.in_place) == {"batch_norm", "relu6"}
+    model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
+    torch.export.save(graph.program, model)
+    save_file(sample, file)
+    memfit.save(checkpoint, torch.export.load(model), recipe)
+    proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
+    assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.005)
 
 
 def test_a_budget_of_the_whole_process_is_proved_by_its_peak(tmp_path: Path) -> None:

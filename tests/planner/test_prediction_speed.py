@@ -17,7 +17,7 @@ def profile_of(size: int) -> Step:
     lossy = tuple(Option(name, {}, 100, 10, 10, {}, 1e-4) for name in ("hosvd", "int8", "int4", "coded"))
     return Step(
         size,
-        tuple(Operation(f"op{i}", "op", (i - 1,) if i else (), (f"w{i}",), 100, 200, 8) for i in range(ACTIVATIONS + 1)),
+        tuple(Operation(f"op{i}", "op", (i - 1,) if i else (), (f"w{i}",), 100, 200, 8, None) for i in range(ACTIVATIONS + 1)),
         tuple(
             Activation(
                 f"op{i}",

@@ -38,7 +38,8 @@ def step_of(profile: Profile, schedule: Schedule) -> Step:
             activations.append(replace(small.activations[a], holders=holders, forms=forms, last_use=cut))
         else:
             activations.append(replace(activation, bytes=0, forms=()))
-    operations = (*small.operations[: cut + 1], *large.operations[cut + 1 :])
+    crossing_stays = (replace(o, over=None) if o.over and o.over.producer <= cut else o for o in large.operations[cut + 1 :])
+    operations = (*small.operations[: cut + 1], *crossing_stays)
     return Step(large.batch_size, operations, tuple(activations), ())
 
 
@@ -86,6 +87,7 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
         small = {each.batch_size: each for each in profile.steps}[schedule.slice]
         live = sum(size for size, born, last_use in small.storages if born <= i <= last_use)
         live += small.operations[i].forward_bytes + crossing(profile, cut)
+        live -= small.operations[i].over.bytes if small.operations[i].over else 0  # nobody holds anything
         bytes_at[Moment("sliced", names[i])] = profile.static_bytes + live + _gradients(profile, choices, optimizer, schedule, passes, -1)
     for n, each in enumerate(passes):
         again = n == 1  # the part before the split, if its gradient is asked for
@@ -165,6 +167,8 @@ def _live(profile, schedule, step, choices, each, time) -> int:  # type: ignore[
         operation = step.operations[i]
         passes = needs_gradient(step, choices.trained, i)
         total += operation.forward_bytes * (time == forward(i))
+        if operation.over and operation.over.activation not in choices.whole:
+            total -= operation.over.bytes * (time == forward(i))
         total += operation.backward_bytes * (passes and time == each.backward(i))
         total += operation.passed_bytes * (passes and time == each.backward(i) + 0.25)
         total += operation.internal_bytes * (passes and forward(i) < time <= each.backward(i))

@@ -1,0 +1,52 @@
+"""What a process holds of memory that is freed, in processes of their own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has these thresholds")
+
+# Tensors of uneven sizes come and go, small ones that stay between them; never more than 64 MiB at once.
+WORK = """
+import json, resource, torch
+from pathlib import Path
+from memfit.process_memory import hand_back, keep_freed_memory, make_room, resident_bytes, return_freed_memory, within
+
+def work(steps):
+    kept, live = [], []
+    for step in range(steps):
+        size = (3 + 5 * step % 13) << 20
+        while sum(t.nbytes for t in live) + size > 64 << 20:
+            live.pop(step % len(live))
+        make_room(size)
+        live.append(torch.zeros(size, dtype=torch.uint8).fill_(1))
+        kept.append(torch.ones(100))
+
+def measured(most_bytes):
+    hand_back()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, faults = resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with within(None if most_bytes is None else before + most_bytes):
+        work(200)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    highest = int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1]) * 1024
+    return {"growth": highest - before, "faults": after - faults}
+
+assert return_freed_memory()
+work(20)
+returned = measured(None)
+assert keep_freed_memory()
+print(json.dumps({"returned": returned, "kept": measured(None), "tight": measured(70 << 20), "roomy": measured(128 << 20)}))
+"""
+
+
+def test_kept_memory_stays_within_what_is_allowed_and_is_mapped_less_often() -> None:
+    output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", WORK], text=True)
+    found = json.loads(output.splitlines()[-1])
+    assert found["returned"]["growth"] <= 70 << 20
+    assert found["tight"]["growth"] <= 72 << 20  # 64 MiB of tensors, and what Python and the heap add
+    assert found["roomy"]["growth"] <= 130 << 20
+    assert found["roomy"]["faults"] < 0.7 * found["returned"]["faults"]
+    assert found["kept"]["faults"] <= found["roomy"]["faults"] <= found["tight"]["faults"]
