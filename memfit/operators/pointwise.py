@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfit.bits import pack, pack_between, scale_by_bits
+from memfit.bits import bend, pack, rectify, scale_by_bits
 
 
 class _Masked(torch.autograd.Function):
@@ -14,14 +14,13 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float, slope: float, in_place: bool) -> Tensor:
         ctx.slope = slope
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(pack_between(x, low, high))
         if in_place:
             ctx.mark_dirty(x)
-        if slope:
-            function = torch.nn.functional.leaky_relu_ if in_place else torch.nn.functional.leaky_relu
-            return function(x, slope)
-        return x.clamp_(low, high) if in_place else x.clamp(low, high)
+        if not ctx.needs_input_grad[0]:
+            return bend(x, low, high, slope, in_place)
+        result, packed = rectify(x, low, high, slope, in_place)
+        ctx.save_for_backward(packed)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
