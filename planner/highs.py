@@ -64,13 +64,21 @@ class Relaxation:
 
 
 def solve(
-    rows: Rows, costs: Values, lower: Values, upper: Values, integral: NDArray[np.bool_], gap: float, seconds: float
+    rows: Rows,
+    costs: Values,
+    lower: Values,
+    upper: Values,
+    integral: NDArray[np.bool_],
+    gap: float,
+    seconds: float,
+    start: Values | None = None,
 ) -> Solved | None:
     """Values of the least costs, `integral` ones whole.
 
     Args:
         gap: of costs, to which they are proved to be the least.
         seconds: after which the best values found stand, with what is proved by then.
+        start: values to begin with, to be bettered.
 
     Returns:
         None where no values satisfy all rows, or none were found in time.
@@ -82,6 +90,8 @@ def solve(
     highs.setOptionValue("time_limit", seconds)
     free = np.flatnonzero(upper > 0)  # HiGHS would find out itself, in ten times the time
     _pass(highs, replace(rows, matrix=rows.matrix[:, free]), costs[free], lower[free], upper[free], integral[free])
+    if start is not None:
+        highs.setSolution(len(free), np.arange(len(free), dtype=np.int32), start[free])
     highs.run()
     info = highs.getInfo()
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:

@@ -10,7 +10,7 @@ from scipy.sparse import vstack
 
 from planner.highs import Relaxation, Rows, Solved, Values, solve
 from planner.plan import RECOMPUTE
-from planner.rows import PARTS, ProgramRows
+from planner.rows import ProgramRows
 from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
 
 TIME_PRICE = 1e-6  # of the objective, for one plain step of time: breaks ties, never buys fidelity worth measuring
@@ -19,11 +19,11 @@ LOSS_GAP = 1e-3  # of the objective, to which a plan's loss is proved to be the 
 SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
 PEAK_GAP = 1e-9  # of the plain step's peak, for the least peak
 TIME_LIMIT_SECONDS = 10.0
-ROUNDING_SECONDS = 0.5
-SHORTEST_SECONDS = 0.1  # that HiGHS is given at least
+ROUNDING_SECONDS = 1.0
+SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
 TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
-NEAR = 0.03 * PARTS  # units: moments that close to the budget in the relaxation have rows in the program
+NEAR = 0.5  # of the budget: moments that close to it in the relaxation have rows in the program
 AT_ONCE = 24  # moments that get rows together
 RETRIES = 10  # of a solution that overfills moments without rows, or is a few bytes over for all that
 
@@ -101,21 +101,20 @@ class IntegerProgram:
         """Choices that train everything and lose nothing, in the least time; None where there are none."""
         if self.peak_of_everything <= limits.budget_bytes and self.seconds_of_everything <= limits.seconds:
             return self.everything
-        trained = np.zeros(self.rows.columns)
-        trained[[self.rows.at.parameter[name] for name in self.weight]] = 1.0
-        problem = _Problem(self._seconds, SECONDS_GAP, trained, self.rows.upper * self.rows.lossless)
+        problem = _Problem(self._seconds, SECONDS_GAP, *self._nothing_lost)
         if self._relaxed(problem, limits) is None:
             return None
         solved = self._solve(problem, limits)
         return solved and solved[0]
 
-    def least_loss(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> tuple[Choices, float] | None:
+    def least_loss(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS, start: Choices | None = None) -> tuple[Choices, float] | None:
         """The choices that lose least, and the proven least loss of any; None where nothing keeps to the limits.
 
         Args:
             seconds: for which HiGHS may search.
+            start: choices within the limits, to be bettered.
         """
-        return self._solve(replace(self._any_loss, seconds=seconds), limits)
+        return self._solve(replace(self._any_loss, seconds=seconds, start=start), limits)
 
     def rounded(self, limits: Limits) -> Choices | None:
         """Choices close to those that lose least, quickly: what the relaxation decides of options stands, and the rest is chosen anew
@@ -142,25 +141,31 @@ class IntegerProgram:
 
     def least_peak(self, limits: Limits) -> tuple[Choices, int] | None:
         """The choices with the lowest peak, and that peak, whatever the budget; None where nothing keeps to the other limits."""
-        solved = self._solve(self._peaks, limits)
+        solved = self._solve(self._peaks(limits), limits)
         return solved and (solved[0], self.timeline.peak_bytes(solved[0]))
 
     def least_peak_bound(self, limits: Limits) -> float:
         """No choices have a lower peak, in bytes; infinite where nothing keeps to the other limits."""
-        solved = self._relaxed(self._peaks, limits)
+        solved = self._relaxed(self._peaks(limits), limits)
         return np.inf if solved is None else solved.bound * self.rows.unit
 
     @cached_property
     def _any_loss(self) -> "_Problem":
         return _Problem(self._losses, LOSS_GAP, np.zeros(self.rows.columns), self.rows.upper)
 
-    @cached_property
-    def _peaks(self) -> "_Problem":
+    def _peaks(self, limits: Limits) -> "_Problem":
         costs = 1e-6 * self._losses  # of all the smallest plans, one that loses little
         costs[self.rows.peak] = 1.0
-        upper = self.rows.upper.copy()
+        lower, upper = self._nothing_lost if limits.loss <= 0 else (np.zeros(self.rows.columns), self.rows.upper.copy())
         upper[self.rows.peak] = np.inf
-        return _Problem(costs, PEAK_GAP, np.zeros(self.rows.columns), upper, any_peak=True)
+        return _Problem(costs, PEAK_GAP, lower, upper, any_peak=True)
+
+    @property
+    def _nothing_lost(self) -> tuple[Values, Values]:
+        """Bounds of the variables where everything trains, and only options without loss are there."""
+        trained = np.zeros(self.rows.columns)
+        trained[[self.rows.at.parameter[name] for name in self.weight]] = 1.0
+        return trained, self.rows.upper * self.rows.lossless
 
     # ---- how it is solved
 
@@ -191,13 +196,16 @@ class IntegerProgram:
         if room is None or relaxed is None:
             return None
         deadline = perf_counter() + problem.seconds
-        moments = _highest(rows.beyond(relaxed.values, room), -NEAR, [])
+        start = self._values(problem.start) if problem.start is not None else None
+        slack = -rows.beyond(relaxed.values, room)[rows.moments] * rows.unit
+        full = relaxed.values[rows.peak] * rows.unit if problem.any_peak else limits.budget_bytes
+        moments = rows.moments[slack < NEAR * full].tolist()
         for _ in range(RETRIES):
             matrix = vstack([rows.rows.matrix, rows.of_moments(moments)], format="csr")
             least = np.append(rows.rows.least, np.full(len(moments), -np.inf))
             most = np.append(rows.most(limits.loss, limits.seconds), room[moments] / rows.unit)
-            left = max(SHORTEST_SECONDS, deadline - perf_counter())
-            solved = solve(Rows(matrix, least, most), problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left)
+            left = max(SHORTEST * problem.seconds, deadline - perf_counter())
+            solved = solve(Rows(matrix, least, most), problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, start)
             if solved is None:
                 return None
             choices = self.choices(solved.values)
@@ -207,6 +215,14 @@ class IntegerProgram:
             room[moments] -= np.maximum(over[moments], 0.0) * rows.unit  # a few bytes, by HiGHS's tolerance
             moments += _highest(over, 0.0, moments)
         return None
+
+    def _values(self, choices: Choices) -> Values:
+        """The variables' values for choices."""
+        values = np.zeros(self.rows.columns)
+        values[: self.rows.losses] = self.timeline.variables(choices)
+        for name, lost in self.lost(choices).items():
+            values[self.rows.loss_at[name]] = self.weight[name] * lost
+        return values
 
     def _over(self, choices: Choices, limits: Limits) -> Values:
         """By how much each moment is over the budget."""
@@ -286,7 +302,12 @@ class IntegerProgram:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What is to be least, to which gap, with which bounds of the variables. `any_peak`: the peak is free, whatever the budget."""
+    """What is to be least, to which gap, with which bounds of the variables.
+
+    Attributes:
+        any_peak: the peak is free, whatever the budget.
+        start: choices to be bettered.
+    """
 
     costs: Values
     gap: float
@@ -294,6 +315,7 @@ class _Problem:
     upper: Values
     seconds: float = TIME_LIMIT_SECONDS
     any_peak: bool = False
+    start: Choices | None = None
 
 
 def _highest(over: Values, least: float, but: list[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """The best choices for a request among several schedules."""
 
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from time import perf_counter
 
 import numpy as np
@@ -82,8 +83,9 @@ def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) 
         left = seconds - (perf_counter() - started)
         if bounds[n] >= least - LOSS_GAP or (found and left <= 0):
             continue
-        wanted = replace(limits, loss=min(limits.loss, least - LOSS_GAP))
-        solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS)
+        start = next((solution.choices for solution in found if solution.program is programs[n]), None)
+        wanted = limits if start is not None else replace(limits, loss=min(limits.loss, least - LOSS_GAP))
+        solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS, start)
         if solved is not None:
             found.append(Solution(programs[n], solved[0], 0.0))
             bounds[n] = max(bounds[n], solved[1])
@@ -104,13 +106,21 @@ def _faster(solution: Solution, limits: Limits, seconds: float) -> Solution:
 def least_peak(programs: Programs, limits: Limits) -> tuple[Solution, int] | None:
     """The choices with the lowest peak of all schedules, and that peak, whatever the budget; None where nothing keeps to the other
     limits.
+
+    Best first: a schedule's bound is what is always there, then that of its relaxation, then its peak, each looked at only while it
+    is the lowest of all.
     """
-    bounds = sorted(((program.least_peak_bound(limits), program) for program in programs), key=lambda pair: pair[0])
+    every = list(programs)
+    queue: list[tuple[float, bool, int]] = [(float(program.timeline.always.max()), False, n) for n, program in enumerate(every)]
+    heapify(queue)
     best: tuple[Solution, int] | None = None
-    for bound, program in bounds:
-        if bound == np.inf or (best is not None and bound >= best[1]):
+    while queue and (best is None or queue[0][0] < best[1]):
+        _, relaxed, n = heappop(queue)
+        if not relaxed:
+            if (bound := every[n].least_peak_bound(limits)) < np.inf:
+                heappush(queue, (bound, True, n))
             continue
-        solved = program.least_peak(limits)
+        solved = every[n].least_peak(limits)
         if solved is not None and (best is None or solved[1] < best[1]):
-            best = Solution(program, solved[0], 0.0), solved[1]
+            best = Solution(every[n], solved[0], 0.0), solved[1]
     return best
