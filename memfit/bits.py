@@ -1,10 +1,12 @@
 """One bit an element: where a gradient passes.
 
-All functions work through their tensors in pieces, so that no byte mask of the whole tensor ever exists.
+All functions work through their tensors in pieces, so that no byte mask of the whole tensor ever exists; in C, in one pass.
 """
 
 import torch
 from torch import Tensor
+
+from memfit import native
 
 PIECE = 1 << 20  # elements worked on at once; a multiple of 8
 _GATHER = 0x0102040810204080  # moves bit 0 of byte k of a 64-bit word to bit 56 + k
@@ -13,6 +15,29 @@ _GATHER = 0x0102040810204080  # moves bit 0 of byte k of a 64-bit word to bit 56
 def packed_bytes(elements: int) -> int:
     """Bytes that `elements` bits take."""
     return -(-elements // 8)
+
+
+def rectify(x: Tensor, low: float, high: float, slope: float, in_place: bool) -> tuple[Tensor, Tensor]:
+    """`x` clamped to low..high, or, with a slope, x where it is positive and slope · x elsewhere; and the bits of low < x < high.
+
+    Args:
+        slope: not negative. If it is not 0, `low` is 0 and `high` infinite.
+        in_place: the result is `x` itself.
+    """
+    if native.takes(x):
+        result = x if in_place else torch.empty_like(x)
+        packed = torch.empty(packed_bytes(x.numel()), dtype=torch.uint8)
+        native.rectify(x, low, high, slope, result, packed)
+        return result, packed
+    packed = pack_between(x, low, high)
+    return bend(x, low, high, slope, in_place), packed
+
+
+def bend(x: Tensor, low: float, high: float, slope: float, in_place: bool) -> Tensor:
+    """What `rectify` makes of `x`, without the bits."""
+    if slope:
+        return (torch.nn.functional.leaky_relu_ if in_place else torch.nn.functional.leaky_relu)(x, slope)
+    return x.clamp_(low, high) if in_place else x.clamp(low, high)
 
 
 def pack_between(x: Tensor, low: float, high: float) -> Tensor:
@@ -53,6 +78,9 @@ def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: f
     """
     flat = grad.contiguous().view(-1)
     result = flat if in_place else torch.empty_like(flat)
+    if native.takes(flat):
+        native.scale_by_bits(flat, packed, where_set, where_clear, result)
+        return result.view(grad.shape)
     bytes_and_bits = torch.arange(256, device=grad.device)[:, None] >> torch.arange(8, device=grad.device) & 1
     set_, clear = (torch.tensor(value, dtype=grad.dtype, device=grad.device) for value in (where_set, where_clear))
     factors = torch.where(bytes_and_bits.bool(), set_, clear)  # eight for every byte there is

@@ -10,12 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FAST __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define FAST
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "vectors.h"
 
 typedef struct {
     int64_t planes, height, width, block_height, block_width; /* of a sample */
@@ -96,18 +91,6 @@ INLINE void padded(const float *matrix, int64_t block, int transpose, float *out
     for (int64_t k = 0; k < block; k++)
         for (int64_t j = 0; j < block; j++) out[(transpose ? j : k) * lanes + (transpose ? k : j)] = matrix[k * block + j];
 }
-
-typedef float Eight __attribute__((vector_size(32)));
-typedef int32_t EightInt __attribute__((vector_size(32)));
-typedef uint16_t EightShort __attribute__((vector_size(16)));
-
-INLINE Eight load(const float *from) {
-    Eight values;
-    memcpy(&values, from, sizeof values);
-    return values;
-}
-
-INLINE Eight chosen(EightInt where, Eight values, Eight others) { return (Eight)(((EightInt)values & where) | ((EightInt)others & ~where)); }
 
 /* Code of a coefficient relative to its step. What is no number becomes 0. */
 INLINE float in_range(float v, float half, float most) {

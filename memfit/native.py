@@ -1,7 +1,7 @@
-"""The C way of `memfit.forms.coded`, for float32 on a CPU, where installing memfit found a compiler. `python -m memfit.native` tells.
+"""The C way of `memfit.forms.coded` and `memfit.bits`, for float32 on a CPU, where installing memfit found a compiler.
 
 It codes without copies of the coefficients and within one sample, several times as fast; what it holds and restores is what the torch
-operations would, but for rounding. MEMFIT_NATIVE=0 in the environment leaves it out.
+operations would, but for rounding. `python -m memfit.native` tells whether it is there; MEMFIT_NATIVE=0 in the environment leaves it out.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ from memfit.transform import BlockTransform, cosines
 
 MOST_THREADS = 4
 RUN = 512  # MEMFIT_RUN of coded.c
+LEAST_PIECE = 1 << 16  # elements worth a thread of their own
 
 
 class _Plan(ctypes.Structure):
@@ -46,7 +47,9 @@ def library() -> ctypes.CDLL | None:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     loaded.memfit_encode.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, pointer)
     loaded.memfit_decode.argtypes = (pointer, pointer, pointer, integer, pointer, pointer, pointer)
-    for function in (loaded.memfit_encode, loaded.memfit_decode):
+    loaded.memfit_rectify.argtypes = (pointer, integer, *[ctypes.c_float] * 3, pointer, pointer)
+    loaded.memfit_scale.argtypes = (pointer, pointer, integer, *[ctypes.c_float] * 2, pointer)
+    for function in (loaded.memfit_encode, loaded.memfit_decode, loaded.memfit_rectify, loaded.memfit_scale):
         function.restype = None
     return loaded
 
@@ -131,6 +134,45 @@ class NativeCoder:
             work(*jobs[0])
         else:
             list(_pool().map(lambda job: work(*job), jobs))
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `rectify` and `scale_by_bits` are there and made for such values."""
+    return library() is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+
+
+def rectify(x: Tensor, low: float, high: float, slope: float, result: Tensor, packed: Tensor) -> None:
+    """`memfit.bits.rectify` of contiguous float32 into `result`, which may be `x`, and `packed`."""
+    native = library()
+    assert native is not None
+
+    def work(start: int, stop: int) -> None:
+        x_at, result_at, packed_at = x.data_ptr() + 4 * start, result.data_ptr() + 4 * start, packed.data_ptr() + start // 8
+        native.memfit_rectify(x_at, stop - start, low, high, slope, result_at, packed_at)
+
+    _by_pieces(x.numel(), work)
+
+
+def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: float, result: Tensor) -> None:
+    """`memfit.bits.scale_by_bits` of contiguous float32 into `result`."""
+    native = library()
+    assert native is not None
+
+    def work(start: int, stop: int) -> None:
+        arrays = (grad.data_ptr() + 4 * start, packed.data_ptr() + start // 8, stop - start)
+        native.memfit_scale(*arrays, where_set, where_clear, result.data_ptr() + 4 * start)
+
+    _by_pieces(grad.numel(), work)
+
+
+def _by_pieces(elements: int, work: Callable[[int, int], None]) -> None:
+    """Do the work for all elements, by as many threads as it is worth; every piece but the last is of whole bytes of bits."""
+    count = max(1, min(threads(), elements // LEAST_PIECE))
+    cuts = [elements * n // count // 8 * 8 for n in range(count)] + [elements]
+    if count == 1:
+        work(0, elements)
+    else:
+        list(_pool().map(work, cuts[:-1], cuts[1:]))
 
 
 def threads() -> int:

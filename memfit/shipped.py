@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 PREFIX = "tensor:"
-DTYPES = {name: getattr(torch, name) for name in ("uint8", "float16", "float32")}
+DTYPES = {name: getattr(torch, name) for name in ("uint8", "int8", "float16", "float32")}
 
 
 def encode(tensor: Tensor) -> str:

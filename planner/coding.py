@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memfit.allotment import CODES, allot, code_deviations, lost_share
-from memfit.forms.coded import Coded, sample_ranges
+from memfit.forms.coded import Coded, sample_ranges, unit_rows
 from memfit.transform import BlockTransform
 
 LARGEST_BASIS = 1024  # features; more would cost more time to learn and apply than it saves
@@ -35,6 +35,7 @@ class Coding:
         bounds: as in `memfit.forms.Coded`.
         mean, basis: of the features, from the first batch. The basis is None where the features are too many, or the first batch too
             small to learn it from.
+        rounded: the basis in int8, and the squared products of its directions, which are not quite at right angles.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +44,7 @@ class Coding:
     bounds: tuple[float, ...]
     mean: Tensor | None = None
     basis: Tensor | None = None
+    rounded: tuple[Tensor, Tensor] | None = None
     variants: list[Variant] = field(default_factory=list)
     samples: int = 0
 
@@ -90,34 +92,33 @@ class Coding:
         forms = []
         for share in SHARES_OF_DIRECTIONS if variant.learned else (1.0,):
             kept = max(1, round(features * share))
-            positions = kept * transform.frequencies
-            shipped = 4 * features + positions + (2 * kept * features if variant.learned else 0)
-            sample_bytes = (held_bytes - shipped) // self.shape[0] - self.itemsize
-            if sample_bytes <= 0:
-                continue
-            counts = tuple(torch.bincount(codes[:positions], minlength=CODES).tolist())
-            share_kept = float(energies[:positions].sum() / energies.sum())
-            lost = 1 - share_kept + share_kept * lost_share(counts, allot(counts, blocks, sample_bytes))
-            # Deviations are relative to a gain, which is that of the coefficients kept.
-            relative = largest * (positions / energies.numel() / share_kept) ** 0.5
-            basis = self.basis[:kept].half() if variant.learned and self.basis is not None else None
-            forms.append(
-                (
-                    Coded(
-                        self.feature,
-                        transform.blocks,
-                        sample_bytes,
-                        relative,
-                        self.bounds,
-                        False,
-                        self.mean,
-                        basis,
-                        codes[:positions].clone(),
-                    ),
-                    lost,
-                )
-            )
+            for basis_RF, departs in self._bases(kept, energies) if variant.learned else [(None, 0.0)]:
+                positions = kept * transform.frequencies
+                shipped = 4 * features + positions + (0 if basis_RF is None else basis_RF.nbytes)
+                sample_bytes = (held_bytes - shipped) // self.shape[0] - self.itemsize
+                if sample_bytes <= 0:
+                    continue
+                own = codes[:positions].clone()
+                counts = tuple(torch.bincount(own, minlength=CODES).tolist())
+                share_kept = float(energies[:positions].sum() / energies.sum())
+                lost = 1 - share_kept + share_kept * lost_share(counts, allot(counts, blocks, sample_bytes)) + departs
+                # Deviations are relative to a gain, which is that of the coefficients kept.
+                relative = largest * (positions / energies.numel() / share_kept) ** 0.5
+                form = Coded(self.feature, transform.blocks, sample_bytes, relative, self.bounds, False, self.mean, basis_RF, own)
+                forms.append((form, lost))
         return forms
+
+    def _bases(self, kept: int, energies: Tensor) -> list[tuple[Tensor, float]]:
+        """The first directions, in two bytes an element and in one; and the energy lost for those not being at right angles."""
+        assert self.basis is not None
+        if self.rounded is None:
+            rounded_RF = (self.basis * (127 / self.basis.abs().amax(1, keepdim=True).clamp_min(1e-30))).round_().to(torch.int8)
+            unit_RF = unit_rows(rounded_RF.float())
+            self.rounded = rounded_RF, (unit_RF @ unit_RF.mT).fill_diagonal_(0.0).square_()
+        rounded_RF, off_RR = self.rounded
+        energies_R = energies.view(self.basis.shape[0], -1).sum(1)
+        departs = float((off_RR[:kept, :kept] @ energies_R[:kept]).sum() / energies_R.sum())
+        return [(self.basis[:kept].half(), 0.0), (rounded_RF[:kept].clone(), departs)]
 
 
 def block_sizes(grid: tuple[int, ...]) -> list[tuple[int, ...]]:

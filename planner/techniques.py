@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from memfit.bits import PIECE, pack_between, packed_bytes, scale_by_bits
+from memfit.bits import PIECE, packed_bytes, rectify, scale_by_bits
 from memfit.forms import Basis, Bfloat16, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.forms.quantised import GROUP
 from memfit.operators.held import samples_at_once
@@ -121,9 +121,13 @@ def _mask_seconds_per_piece() -> float:
             work()
         return (perf_counter() - started) / 3
 
+    def by_torch() -> Tensor:
+        result: Tensor = torch.ops.aten.hardtanh_backward(x.clamp(0.0, 6.0), x, 0.0, 6.0)
+        return result
+
     with torch.no_grad():
-        bits = seconds(lambda: scale_by_bits(x, pack_between(x, 0.0, 6.0), 1.0, 0.0))
-        return max(0.0, bits - seconds(lambda: torch.ops.aten.hardtanh_backward(x, x, 0.0, 6.0)))
+        by_bits = seconds(lambda: scale_by_bits(*rectify(x, 0.0, 6.0, 0.0, False), 1.0, 0.0))
+        return max(0.0, by_bits - seconds(by_torch))
 
 
 def mask_seconds(elements: int) -> float:

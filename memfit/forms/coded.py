@@ -39,7 +39,8 @@ class Coded:
         dither: round at random (seeded by `torch.manual_seed`), so that the restored value of a coefficient that has bits and is inside
             their range is right on average; by itself it is the nearest.
         mean: of every feature. Shape (F,).
-        basis: orthonormal directions of the features, largest energy first. Shape (R, F); None codes the features as they are.
+        basis: orthonormal directions of the features, largest energy first. Shape (R, F); int8 ones are to be brought to length 1, and
+            orthonormal but for their rounding. None codes the features as they are.
         deviations: codes of the deviation of every position, uint8, shape (P,), shipped from a profile (`static`). None: worked out
             from each batch and held with it (`adaptive`), in P bytes.
     """
@@ -140,7 +141,10 @@ class Coded:
     def _shipped(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Mean and basis in the type to work in: float32, or float64 for float64."""
         work = torch.float64 if dtype == torch.float64 else torch.float32
-        return self.mean.to(work), None if self.basis is None else self.basis.to(work)
+        if self.basis is None:
+            return self.mean.to(work), None
+        basis_RF = self.basis.to(work)
+        return self.mean.to(work), unit_rows(basis_RF) if self.basis.dtype == torch.int8 else basis_RF
 
     def _positions_of(self, deviations: Tensor, largest: float, shape: tuple[int, ...]) -> Positions:
         """Worked out once for each table, which is the same tensor as long as it is held."""
@@ -183,6 +187,11 @@ class Coded:
         assert total is not None
         blocks = self.transform.blocks_of(tuple(x.shape))
         return code_deviations(total.div_(max(1, x.shape[0] * blocks)).nan_to_num_(0.0).sqrt_())
+
+
+def unit_rows(basis_RF: Tensor) -> Tensor:
+    """Directions at length 1, in place; one of zeros stays."""
+    return basis_RF.div_(torch.linalg.vector_norm(basis_RF, dim=1, keepdim=True).clamp_min(torch.finfo(basis_RF.dtype).tiny))
 
 
 def _samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memfit.bits import pack, pack_between, scale_by_bits
+from memfit.bits import bend, pack, rectify, scale_by_bits
 from memfit.process_memory import make_room
 
 aten = torch.ops.aten
@@ -20,18 +20,15 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float, slope: float, bits: bool, over_input: bool, over_gradient: bool) -> Tensor:
         ctx.settings = low, high, slope, bits, over_gradient
-        wanted = ctx.needs_input_grad[0]
         make_room(x.nbytes)
-        packed = pack_between(x, low, high) if bits and wanted else None
         if over_input:
             ctx.mark_dirty(x)
-        if slope:
-            function = torch.nn.functional.leaky_relu_ if over_input else torch.nn.functional.leaky_relu
-            result = function(x, slope)
+        if bits and ctx.needs_input_grad[0]:
+            result, held = rectify(x, low, high, slope, over_input)
         else:
-            result = x.clamp_(low, high) if over_input else x.clamp(low, high)
-        if wanted:
-            ctx.save_for_backward(result if packed is None else packed)
+            result = held = bend(x, low, high, slope, over_input)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(held)
         return result
 
     @staticmethod

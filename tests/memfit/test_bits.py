@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfit import bits
+from memfit import bits, native
 from memfit.operators.pointwise import MaskedDropout, Rectifier, rectified
 from tests.memfit.test_operators import random, saved_bytes
 
@@ -60,6 +60,38 @@ def test_bits_survive_packing_in_pieces_of_any_size(elements: int, piece: int, s
         assert torch.equal(packed, bits.pack(x > 0))
         scaled = bits.scale_by_bits(grad, packed, 2.0, 0.5)
     torch.testing.assert_close(scaled, torch.where(x > 0, grad * 2, grad * 0.5))
+
+
+@pytest.mark.skipif(native.library() is None, reason="memfit was installed without a compiler")
+@pytest.mark.parametrize(("low", "high", "slope"), [(0.0, float("inf"), 0.0), (0.0, 6.0, 0.0), (-0.5, 0.7, 0.0), (0.0, float("inf"), 0.1)])
+@pytest.mark.parametrize("in_place", [False, True])
+@given(elements=st.integers(0, 100), seed=st.integers(0, 99), threads=st.integers(1, 3))
+@settings(deadline=None, max_examples=50)
+def test_c_makes_the_same_as_torch(low: float, high: float, slope: float, in_place: bool, elements: int, seed: int, threads: int) -> None:
+    x, grad = (random((elements,), seed) * 4).float(), random((elements,), seed + 1).float()
+    for at, value in zip(range(0, elements, 9), (float("nan"), float("inf"), -float("inf"), low, high, -0.0), strict=False):
+        x[at] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "takes", lambda x: False)
+        expected, packed = bits.rectify(x, low, high, slope, False)
+        scaled = bits.scale_by_bits(grad, packed, 2.0, slope)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "LEAST_PIECE", 10)  # so that few elements are several pieces
+        patch.setattr(native, "threads", lambda: threads)
+        result, ours = bits.rectify(x, low, high, slope, in_place)
+        assert (result is x) == in_place and torch.equal(ours, packed)
+        torch.testing.assert_close(result, expected, rtol=1e-7, atol=0, equal_nan=True)
+        assert torch.equal(bits.scale_by_bits(grad, ours, 2.0, slope), scaled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_rectifier_changed_in_place_is_not_used_unchanged(dtype: torch.dtype) -> None:
+    x = random((9,), 0).to(dtype).requires_grad_()
+    y = x * 1
+    product = y * y  # whose gradient needs y as it was
+    rectified(y, Rectifier(0.0), bits=True, over_input=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.9, 1.0])

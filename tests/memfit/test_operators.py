@@ -47,6 +47,8 @@ def coded(draw: st.DrawFn, shape: tuple[int, ...]) -> Coded:
     features, seed = shape[feature], draw(st.integers(0, 9))
     kept = draw(st.integers(1, features))
     basis = torch.linalg.qr(random((features, features), seed))[0][:kept].half() if draw(st.booleans()) else None
+    if basis is not None and draw(st.booleans()):
+        basis = (basis.float() * 127).round().to(torch.int8)
     positions = (features if basis is None else kept) * prod(blocks)
     deviations = torch.randint(150, 256, (positions,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Coded(
