@@ -1,5 +1,6 @@
 """The best choices for a request among several schedules."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from time import perf_counter
@@ -89,8 +90,11 @@ def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) 
         if solved is not None:
             found.append(Solution(programs[n], solved[0], 0.0))
             bounds[n] = max(bounds[n], solved[1])
-    if not found:
-        return None
+    if not found:  # in time: what takes least may fit all the same
+        smallest = least_peak(programs, limits)
+        if smallest is None or smallest[1] > limits.budget_bytes:
+            return None
+        found.append(smallest[0])
     best = _faster(min(found, key=lambda solution: solution.loss), limits, seconds - (perf_counter() - started))
     return replace(best, least_loss=min(bounds))
 
@@ -103,7 +107,7 @@ def _faster(solution: Solution, limits: Limits, seconds: float) -> Solution:
     return min(solution, replace(solution, choices=choices), key=lambda each: each.seconds) if choices is not None else solution
 
 
-def least_peak(programs: Programs, limits: Limits) -> tuple[Solution, int] | None:
+def least_peak(programs: Iterable[IntegerProgram], limits: Limits) -> tuple[Solution, int] | None:
     """The choices with the lowest peak of all schedules, and that peak, whatever the budget; None where nothing keeps to the other
     limits.
 
