@@ -13,6 +13,7 @@ from planner.search import least_peak, limits_of, search
 from planner.trainable import weights
 
 MOST = 5  # suggestions
+ROOM = 50  # of the budget, one part in so many is left for what the measured step takes beyond the prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,14 @@ def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:
 
 
 def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict[str, object] | None:
-    """The changes, one on top of the other, where they fit: what they are, the least budget then, and the fidelity in this one."""
+    """The changes, one on top of the other, where they fit with room to spare: what they are, the least budget then, and the fidelity
+    in this one.
+    """
     request, profile = programs.request, programs.profile
     for change in changes:
         request, profile = replace(request, **change.fields), change.profile or profile
     changed = Programs(profile, request, weights(profile, request))
-    solution = search(changed, limits_of(changed, budget_bytes), 0.0)
+    solution = search(changed, limits_of(changed, budget_bytes - budget_bytes // ROOM), 0.0)
     if solution is None:
         return None
     smallest = least_peak(changed, limits_of(changed, budget_bytes))
