@@ -38,7 +38,7 @@ def record(tmp_path: Path, profile: Profile) -> tuple[Store, ProfileRecord]:
 
 
 def request(percent: int, optimizer: Optimizer = Optimizer()) -> PlanRequest:  # noqa: B008 (frozen)
-    return PlanRequest(Budget(share=percent / 100), optimizer)
+    return PlanRequest(Budget(share=percent / 100), optimizer, own_loop=True)  # undivided, or hardly a budget needs a lossy plan
 
 
 def answer(plan: Callable[[], object]) -> tuple[object, ...]:
