@@ -88,7 +88,7 @@ def solve(
     highs.setOptionValue("mip_rel_gap", 0.0)
     highs.setOptionValue("mip_heuristic_run_feasibility_jump", False)  # costs a tenth of a second, and finds what the first dive does
     highs.setOptionValue("time_limit", seconds)
-    free = np.flatnonzero(upper > 0)  # HiGHS would find out itself, in ten times the time
+    free = np.flatnonzero(upper > 0)  # HiGHS would leave the others out itself, but only after it has read all their rows
     _pass(highs, replace(rows, matrix=rows.matrix[:, free]), costs[free], lower[free], upper[free], integral[free])
     if start is not None:
         highs.setSolution(len(free), np.arange(len(free), dtype=np.int32), start[free])
