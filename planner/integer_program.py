@@ -163,9 +163,13 @@ class IntegerProgram:
     @property
     def _nothing_lost(self) -> tuple[Values, Values]:
         """Bounds of the variables where everything trains, and only options without loss are there."""
-        trained = np.zeros(self.rows.columns)
-        trained[[self.rows.at.parameter[name] for name in self.weight]] = 1.0
-        return trained, self.rows.upper * self.rows.lossless
+        return self._trained(self.weight), self.rows.upper * self.rows.lossless
+
+    def _trained(self, names: Iterable[str]) -> Values:
+        """The variables' values where these parameters train, and all else is 0."""
+        values = np.zeros(self.rows.columns)
+        values[[self.rows.at.parameter[name] for name in names]] = 1.0
+        return values
 
     # ---- how it is solved
 
@@ -231,8 +235,7 @@ class IntegerProgram:
 
     def choices_with(self, trained: Iterable[str], options: Iterable[int]) -> Choices:
         """Choices that train these parameters and hold these options, by their variables, where they are of use; all else whole."""
-        values = np.zeros(self.rows.columns)
-        values[[self.rows.at.parameter[name] for name in trained]] = 1.0
+        values = self._trained(trained)
         values[list(options)] = 1.0
         return self.choices(values)
 
