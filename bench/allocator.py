@@ -9,13 +9,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 MEASURED_STEP = "measured step"
 
 
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind `tensors`, each storage once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the storages behind `tensors`, each storage once, by where they are."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
-def step_peak_bytes(step: Callable[[], object], static: Iterable[Tensor]) -> int:
+def step_peak_bytes(step: Callable[[], object], static: Callable[[], Iterable[Tensor]] = tuple) -> int:
     """Most bytes live at any moment of a training step.
 
     `step` runs twice: the first time it makes what later steps find (optimizer state), the second is measured. The record starts
@@ -23,13 +22,16 @@ def step_peak_bytes(step: Callable[[], object], static: Iterable[Tensor]) -> int
 
     Args:
         step: one whole training step: forward, loss, backward, update. It must not have run before.
-        static: what is there already: parameters, buffers and the batch.
+        static: what is there already: parameters, buffers and the batch. Asked again after the first step, since what that one
+            replaced (the record shows no release of older tensors) is gone when the second begins.
     """
-    static_bytes = storage_bytes(static)
+    before = storages(static())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
+        after = storages(static())
         with record_function(MEASURED_STEP):
             step()
+    static_bytes = sum(nbytes for where, nbytes in before.items() if where in after)
     record = profiler.profiler
     assert record is not None
     events = sorted(record.kineto_results.events(), key=lambda event: event.start_ns())

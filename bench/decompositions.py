@@ -78,7 +78,7 @@ def measure(shape: tuple[int, ...]) -> tuple[float, float, float]:
         form.compress(x)
         repeats.append(perf_counter() - started)
     ours = form.restore(held, x.shape, 0, x.shape[0])
-    workspace = step_peak_bytes(lambda: form.compress(x), ()) - sum(tensor.nbytes for tensor in held)
+    workspace = step_peak_bytes(lambda: form.compress(x)) - sum(tensor.nbytes for tensor in held)
     error = float((x - ours).square().sum() / (x - theirs).square().sum())
     print(f"{shape}: ranks {ranks}, {svd_seconds / min(repeats):.0f}×, workspace {workspace / x.nbytes:.2f}, error {error:.3f}", flush=True)
     return svd_seconds / min(repeats), workspace / x.nbytes, error

@@ -77,7 +77,7 @@ class Prepared:
     """A step that has not run yet, and the tensors that are there before it does."""
 
     step: Callable[[], object]
-    static: list[Tensor]
+    static: Callable[[], list[Tensor]]
 
 
 def prepare(model: str, sample: Path, checkpoint: Path | None, blocks: bool = False) -> Prepared:
@@ -95,7 +95,7 @@ def prepare(model: str, sample: Path, checkpoint: Path | None, blocks: bool = Fa
         if blocks:
             models.checkpoint_blocks(net, models.CASES[model].block)
         step = plain_step(net, models.CASES[model].loss, inputs, targets)
-    return Prepared(step, [*net.parameters(), *net.buffers(), *tensors.values()])
+    return Prepared(step, lambda: [*net.parameters(), *net.buffers(), *tensors.values()])
 
 
 def frozen_batch_norm(net: nn.Module) -> nn.Module:

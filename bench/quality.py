@@ -141,7 +141,7 @@ class Bench:
         model = memfit.load(checkpoint).train()
         step = memfit.TrainingStep(model, lr=0.0)
         measured = step_peak_bytes(
-            lambda: step(part.images, part.digits), [*model.parameters(), *model.buffers(), part.images, part.digits]
+            lambda: step(part.images, part.digits), lambda: [*model.parameters(), *model.buffers(), part.images, part.digits]
         )
         lost = self._lost(checkpoint)
         fidelity = 1.0 - sum(each for each, _ in lost) / sum(energy for _, energy in lost)

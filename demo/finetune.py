@@ -82,8 +82,9 @@ def fine_tune(method: Method, checkpoint: Path) -> Outcome:
     net, step = make_step(method, checkpoint)
     before = accuracy(digit_net(dict(net.state_dict())), digits.held_out)
     first = next(digits.device.batches(BATCH_SIZE))
-    static = [*net.parameters(), *net.buffers(), first.images, first.digits]
-    peak_bytes = step_peak_bytes(lambda: step(first.images, first.digits), static)
+    peak_bytes = step_peak_bytes(
+        lambda: step(first.images, first.digits), lambda: [*net.parameters(), *net.buffers(), first.images, first.digits]
+    )
     seconds = []
     for _ in range(EPOCHS):
         for batch in digits.device.batches(BATCH_SIZE):
