@@ -59,6 +59,7 @@ class NativeCoder:
 
     Attributes:
         scratch_bytes: of each thread, while it works.
+        nbytes: of the tensors that it keeps beside those of its positions.
     """
 
     def __init__(self, positions: Positions, transform: BlockTransform, grid: tuple[int, ...], means_R: Tensor) -> None:
@@ -86,6 +87,7 @@ class NativeCoder:
             torch.tensor([members.shape[0] * positions.blocks for _, members, _, _ in positions.groups], dtype=torch.int64),
             torch.tensor(group_places, dtype=torch.int64),
         )
+        self.nbytes = sum(array.nbytes for array in self._arrays if array is not positions.widths)
         addresses = [array.data_ptr() for array in self._arrays]
         self._sizes = (means_R.shape[0], height, width, block_height, block_width)
         self._fields = (*self._sizes, *addresses[:6], len(order), *addresses[6:], positions.row_bytes, at)

@@ -43,6 +43,12 @@ class Positions:
         """The share of the positions that the most frequent width has."""
         return max((positions.shape[0] for _, positions, _, _ in self.groups), default=0) / max(1, self.count)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors that are kept with it."""
+        of_groups = sum(positions.nbytes + steps.nbytes for _, positions, steps, _ in self.groups)
+        return self.widths.nbytes + self.steps.nbytes + of_groups + sum(coder.nbytes for coder in self.coders.values())
+
     def pack(self, values: Tensor, dither: bool, out: Tensor) -> None:
         """Quantise coefficients (samples, P, M), relative to their gains, into rows of bytes."""
         for width, positions, steps, at in self.groups:

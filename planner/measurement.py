@@ -101,8 +101,7 @@ def forget_highest_resident_bytes() -> None:
 
 def _runtime_bytes(model: str) -> int:
     module = capture(torch.export.load(model), "frozen").module
-    tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers())}
-    return resident_bytes("VmRSS") - sum(tensors.values())
+    return resident_bytes("VmRSS") - sum(_storages(module).values())
 
 
 def _batches(task: Task) -> list[Batch]:
@@ -119,37 +118,48 @@ def _plain(task: Task) -> GraphModule:
 
 
 def _measure(task: Task, batch: Batch, runtime_bytes: int) -> Answer:
-    """Peaks are of steps that run as on a device; the moments are those of further ones, whose operations run one by one."""
-    model = _planned(task) if task.measure == "planned" else _plain(task)
-    if task.measure == "planned":
-        planned = TrainingStep(model, lr=0.0)
-        optimizer = planned.optimizer
-
-        def step() -> None:
-            planned(batch.inputs, batch.targets)
-    else:
-        optimizer = make_optimizer(list(model.parameters()), task.optimizer, lr=0.0)
-
-        def step() -> None:
-            loss_of(task.loss, call_with(model, batch.inputs), batch.targets).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
+    """The process's peak and the seconds are of steps that run as on a device. The footprint is of another, under the record from its
+    model's first step on, so that what that one leaves behind counts; the moments are of one whose operations run one by one.
+    """
+    step, _ = _fresh_step(task, batch)
     forget_highest_resident_bytes()
     seconds = _seconds(step)
     process_peak_bytes = resident_bytes("VmHWM")
-    static_bytes = _static_bytes(model, optimizer, batch)
-    peak_bytes = static_bytes + record(step).peak_bytes
-    measured = Measured(peak_bytes, process_peak_bytes, runtime_bytes, seconds)
+    del step
+    step, model = _fresh_step(task, batch)
+    static = _storages(model)
+    recording = record(step, before=step)
+    left = _storages(model)  # the record tells of no release of what is older: what the first step replaced is gone
+    static_bytes = batch.bytes + sum(nbytes for where, nbytes in static.items() if where in left)
+    measured = Measured(static_bytes + recording.peak_bytes, process_peak_bytes, runtime_bytes, seconds)
     if task.measure == "plain":
         return Answer(measured, ())
+    assert isinstance(model, GraphModule)
     named = NamedTrainingStep(model, lr=0.0)
     named(batch.inputs, batch.targets)  # its optimizer makes its state
     moments = record(lambda: named(batch.inputs, batch.targets)).peaks
-    return Answer(measured, tuple(Live(moment, static_bytes + live) for moment, live in moments.items()))
+    there_bytes = static_bytes + recording.start_bytes
+    return Answer(measured, tuple(Live(moment, there_bytes + live) for moment, live in moments.items()))
 
 
-def _seconds(step: Callable[[], None]) -> float:
+def _fresh_step(task: Task, batch: Batch) -> tuple[Callable[[], object], nn.Module]:
+    """A step that has not run yet, and its model."""
+    if task.measure == "planned":
+        planned = _planned(task)
+        planned_step = TrainingStep(planned, lr=0.0)
+        return lambda: planned_step(batch.inputs, batch.targets), planned
+    plain = _plain(task)
+    optimizer = make_optimizer(list(plain.parameters()), task.optimizer, lr=0.0)
+
+    def step() -> None:
+        loss_of(task.loss, call_with(plain, batch.inputs), batch.targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, plain
+
+
+def _seconds(step: Callable[[], object]) -> float:
     for _ in range(WARM_UP):
         step()
     seconds = []
@@ -160,10 +170,9 @@ def _seconds(step: Callable[[], None]) -> float:
     return median(seconds)
 
 
-def _static_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> int:
-    state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor))
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *state)}
-    return sum(storages.values()) + batch.bytes
+def _storages(model: nn.Module) -> dict[int, int]:
+    """Bytes of the storages of parameters and buffers, by where they are."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
 
 
 def _fidelities(task: Task, batches: list[Batch]) -> tuple[float, tuple[float, ...]]:

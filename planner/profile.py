@@ -111,7 +111,8 @@ class Option:
         lost_energy: for each parameter that depends on it, ‖g−ĝ‖² (mean over batches) if it trains from this form.
         seconds: time of compressing and restoring, measured.
         sources: indices of the activations that it is worked out from, and that have to be whole for that.
-        shipped_bytes: of tensors that the checkpoint brings for it, which live as long as the model.
+        shipped_bytes: of tensors that the checkpoint brings for it, and of tables that the first step makes from them: they live as long
+            as the model.
         batch_losses: what is lost in each batch, of all parameters together, in means. Empty where it was measured in one batch.
     """
 

@@ -15,6 +15,7 @@ from planner.profile import Moment
 FORWARD = "memfit.forward:"
 SLICED = "memfit.sliced:"
 COMPRESS = "memfit.compress:"
+MEASURED = "memfit.measured"
 UPDATE = "memfit.update:"
 
 
@@ -23,12 +24,14 @@ class Recording:
     """Bytes allocated above those that were live when recording began.
 
     Attributes:
+        start_bytes: what steps before the measured one left behind.
         peak_bytes: the highest sum at any time.
         peaks: the highest sum in each moment, in order of first appearance.
         ends: the sum at the end of each moment.
         seconds: of each moment; longer than without a record.
     """
 
+    start_bytes: int = 0
     peak_bytes: int = 0
     peaks: dict[Moment, int] = field(default_factory=dict)
     ends: dict[Moment, int] = field(default_factory=dict)
@@ -55,14 +58,20 @@ def update_range(of: str = "optimizer") -> record_function:
     return record_function(UPDATE + of)
 
 
-def record(step: Callable[[], object]) -> Recording:
-    """Run `step` under the allocator's record."""
+def record(step: Callable[[], object], before: Callable[[], object] | None = None) -> Recording:
+    """Run `step` under the allocator's record; `before` under it too, of which only what it leaves behind counts."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+        if before is not None:
+            before()
+        with record_function(MEASURED):
+            step()
     kineto = profiler.profiler
     assert kineto is not None
     recording, made_by, live, moment = Recording(), dict[int, str](), 0, None
     for event in _in_order(kineto.kineto_results.experimental_event_tree(), made_by):
+        if event is None:
+            recording, moment = Recording(start_bytes=live, peak_bytes=live), None
+            continue
         if isinstance(event, _Began):
             moment = event.moment
             recording.seconds[moment] = recording.seconds.get(moment, 0.0) + event.seconds
@@ -81,15 +90,19 @@ class _Began:
     seconds: float
 
 
-def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = None) -> Iterator[_Began | int]:
-    """Moments as they begin, and bytes as they are allocated (positive) and released, in order of time."""
+def _in_order(events: list[Any], made_by: dict[int, str], forward: str | None = None) -> Iterator[_Began | int | None]:
+    """Moments as they begin, bytes as they are allocated (positive) and released, and None where the measured step begins, in order of
+    time.
+    """
     for event in sorted(events, key=lambda event: event.start_time_ns):
         kind, inside = event.tag.name, forward
         if kind == "Allocation":
             yield int(event.extra_fields.alloc_size)
         elif kind == "TorchOp":
             number, seconds = event.extra_fields.sequence_number, event.duration_time_ns / 1e9
-            if event.name.startswith(FORWARD):
+            if event.name == MEASURED:
+                yield None
+            elif event.name.startswith(FORWARD):
                 inside = event.name.removeprefix(FORWARD)
                 yield _Began(Moment("forward", inside), seconds)
             elif event.name.startswith(SLICED):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memfit.bits import PIECE, packed_bytes, rectify, scale_by_bits
-from memfit.forms import Basis, Bfloat16, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
+from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.forms.quantised import GROUP
 from memfit.operators.held import samples_at_once
 from memfit.shipped import encode, tensors_of
@@ -86,6 +86,8 @@ def candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:
     held = form.held_bytes(shape, itemsize)
     restore = form.restore_bytes(shape, itemsize, samples_at_once(shape, itemsize))
     shipped = sum(tensor.nbytes for tensor in tensors_of(form).values())
+    if isinstance(form, Coded):
+        shipped += form.table_bytes(shape, itemsize)
     return Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), restore, shipped)
 
 

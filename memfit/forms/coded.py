@@ -112,6 +112,15 @@ class Coded:
             return shape[0] * (self.sample_bytes + itemsize) + self._positions + itemsize
         return shape[0] * (self._positions_of(self.deviations, self.largest, shape).row_bytes + itemsize)
 
+    def table_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """Bytes of what the first step works out from the shipped table, and the next ones find there."""
+        if self.deviations is None:
+            return 0
+        positions = self._positions_of(self.deviations, self.largest, shape)
+        if itemsize == 4:
+            self._coder(positions, torch.float32, shape, *self._shipped(torch.float32))
+        return positions.nbytes
+
     def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         samples = min(shape[0], _samples_at_once(shape, itemsize))
         return self.held_bytes(shape, itemsize) + self._work_bytes(shape, itemsize, samples)

@@ -11,7 +11,9 @@ from torch import Tensor
 from bench.allocator import step_peak_bytes
 from memfit.allotment import QUANTISERS
 from memfit.forms import Coded
+from memfit.forms import coded as coded_form
 from memfit.transform import BlockTransform
+from planner.record import record
 from tests.memfit.test_operators import coded, random
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=5).map(tuple)
@@ -147,3 +149,17 @@ def test_workspace_is_what_is_told() -> None:
         assert step_peak_bytes(lambda form=form, held=held: form.restore(held, x.shape, 0, 8)) <= form.restore_bytes(  # type: ignore[misc]
             tuple(x.shape), 4, 8
         )
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("directions", [None, 2])
+def test_what_a_first_step_leaves_behind_is_what_its_tables_are_said_to_take(
+    native: bool, directions: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(coded_form, "library", lambda: None)
+    basis = None if directions is None else torch.eye(4).half()[:directions].clone()
+    deviations = torch.arange(100, 100 + 16 * (directions or 4), dtype=torch.uint8)
+    form, x = replace(flat_form(150), mean=torch.zeros(4).half(), basis=basis, deviations=deviations), random(SHAPE, 0).float()
+    left = record(lambda: restored(form, x), before=lambda: restored(form, x)).start_bytes
+    assert left > deviations.nbytes and left == form.table_bytes(SHAPE, 4)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import memfit
+from bench.allocator import step_peak_bytes
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.recipe import RECOMPUTE, HeldForm
@@ -200,6 +201,7 @@ def test_a_plan_is_proved_in_a_fresh_process(case: Case, optimizer: Optimizer, t
     save_file(sample, file)
     memfit.save(checkpoint, torch.export.load(model), recipe_of(profile, plan))
     proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
+    assert proof.measured_peak_bytes == measured_apart(checkpoint, sample, profile.loss)
     assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.1)
     if proof.measured_peak_bytes > plan.budget_bytes:
         assert proof.certificate is None and proof.corrections
@@ -208,6 +210,15 @@ def test_a_plan_is_proved_in_a_fresh_process(case: Case, optimizer: Optimizer, t
     assert agrees(proof.certificate.fidelity, plan, profile)
     assert proof.certificate.plain.measured_peak_bytes == pytest.approx(plain_peak_bytes(profile, optimizer), rel=0.02)
     assert 0 < proof.certificate.runtime_bytes < proof.certificate.process_peak_bytes
+
+
+def measured_apart(checkpoint: Path, sample: dict[str, Tensor], loss: str) -> int:
+    """The peak of the checkpoint's step by the benchmark's measurement, which shares no code with the planner's."""
+    module = memfit.load(checkpoint)
+    step = memfit.TrainingStep(module, lr=0.0)
+    inputs = tuple(tensor for name, tensor in sample.items() if name != "targets")
+    static = [*inputs, *([sample["targets"]] if "targets" in sample else [])]
+    return step_peak_bytes(lambda: step(inputs, sample.get("targets")), lambda: [*module.parameters(), *module.buffers(), *static])
 
 
 class Stem(nn.Module):
