@@ -1,5 +1,6 @@
 # The planning service. Build with --build-arg PIP_EXTRA_INDEX_URL=… to install a build of torch for CPUs alone.
-FROM python:3.11-slim AS build
+# With a compiler, for the C part of `coded` and of the masks.
+FROM python:3.11 AS build
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /src
 RUN python -m venv /opt/memfit
