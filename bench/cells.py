@@ -28,7 +28,7 @@ from service.stage_process import Cancellation, Stages
 RESULTS = Path("docs/results.md")
 BEGIN, END = "<!-- cells: begin -->", "<!-- cells: end -->"
 MODELS = ("mobilenet_v2", "resnet_18", "vit_tiny", "bert_4")
-BUDGETS = ("75%", "50%", "35%", "25%")
+BUDGETS = ("75%", "50%", "35%", "25%", "1MiB")  # the last is too little for any: the answer says where the floor lies
 HEADINGS = ("model", "budget", "bytes", "answer", "peak", "growth", "fidelity", "trained", "step", "solve")
 
 
