@@ -1,14 +1,15 @@
 """How many bits each coefficient gets: reverse water-filling for quantisers of whole bits.
 
-A quantiser of b bits leaves the share LOSS[b] of a coefficient's variance. The bits that lose least in all are, for some price
-λ a bit, the b that minimises variance · LOSS[b] + λ b for each coefficient by itself; λ is bisected until the bytes are met.
+A quantiser of b bits leaves the share loss[b] of a coefficient's variance. The bits that lose least in all are, for some price
+λ a bit, the b that minimises variance · loss[b] + λ b for each coefficient by itself; λ is bisected until the bytes are met.
 Deviations are told in eighths of an octave, one byte each, so what is decided is a table of 256 widths: it follows from the deviations
 and the bytes, and need not be stored.
 
 Sources: reverse water-filling, Cover & Thomas, section 10.3; allotment for given quantisers, Shoham & Gersho 1988.
 """
 
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from math import ceil, log2
 
@@ -16,21 +17,8 @@ import torch
 from torch import Tensor
 
 from memfit.packing import packed_row_bytes
+from memfit.quantisers import quantisers
 
-# Uniform quantisers with their zero between two levels: for each width in bits, the step in deviations that loses least, and the share
-# of the variance then lost. Fitted to 10⁵ coefficients of activations of ResNet, MobileNet and ViT layers, which have heavier tails than
-# Gaussian ones (kurtosis 4.7).
-QUANTISERS = {
-    2: (1.106, 0.1593),
-    3: (0.664, 0.0586),
-    4: (0.443, 0.0219),
-    5: (0.260, 0.00775),
-    6: (0.156, 0.00278),
-    8: (0.0613, 3.39e-4),
-    10: (0.0166, 3.2e-5),
-    12: (0.0048, 2.4e-6),
-    16: (3.4e-4, 1e-8),
-}
 OCTAVE = 8  # steps of a deviation's code to a factor of 2
 CODES = 256
 
@@ -51,58 +39,60 @@ def deviations_of_codes(largest: float, like: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def allot(counts: tuple[int, ...], blocks: int, sample_bytes: int) -> tuple[int, ...]:
+def allot(counts: tuple[int, ...], blocks: int, sample_bytes: int, dither: bool) -> tuple[int, ...]:
     """The width in bits for each code: 256 of them, none smaller than one before it.
 
     Args:
         counts: positions that have each code. 256 numbers.
         blocks: coefficients of each position in a sample.
         sample_bytes: most bytes that the packed coefficients of one sample may take.
+        dither: of which quantisers, as `quantisers` says.
     """
     below = [0, *accumulate(counts)]
+    gains = _gains(dither)
     cheap, dear = -100.0, 4.0  # log2 of the price; at the dear end nothing gets a bit
-    at_cheap, at_dear = _first_codes(cheap), _first_codes(dear)
+    at_cheap, at_dear = _first_codes(cheap, gains), _first_codes(dear, gains)
     for _ in range(32):
         if at_cheap == at_dear:  # and so for all prices between
             break
         price = (cheap + dear) / 2
-        first = _first_codes(price)
-        if _packed_bytes(first, below, blocks) > sample_bytes:
+        first = _first_codes(price, gains)
+        if _packed_bytes(first, quantisers(dither), below, blocks) > sample_bytes:
             cheap, at_cheap = price, first
         else:
             dear, at_dear = price, first
     ends = [*at_dear, CODES]
-    return (0,) * ends[0] + tuple(w for width, start, end in zip(QUANTISERS, ends, ends[1:], strict=False) for w in [width] * (end - start))
+    widths = zip(quantisers(dither), ends, ends[1:], strict=False)
+    return (0,) * ends[0] + tuple(w for width, start, end in widths for w in [width] * (end - start))
 
 
-def lost_share(counts: tuple[int, ...], widths: tuple[int, ...]) -> float:
+def lost_share(counts: tuple[int, ...], widths: tuple[int, ...], dither: bool) -> float:
     """The share of all energy that these widths lose."""
+    known = quantisers(dither)
     energies = [count * energy for count, energy in zip(counts, _ENERGIES, strict=True)]
-    lost = sum(energy * (QUANTISERS[width][1] if width else 1.0) for energy, width in zip(energies, widths, strict=True) if energy)
+    lost = sum(energy * (known[width].loss if width else 1.0) for energy, width in zip(energies, widths, strict=True) if energy)
     return lost / sum(energies) if any(counts) else 0.0
 
 
-def _first_codes(price: float) -> list[int]:
+def _first_codes(price: float, gains: list[float]) -> list[int]:
     """For each width, the first code that gets it or a larger one, at 2**price a bit.
 
     A larger width pays from where variance · (loss of the smaller − loss of the larger) is the price of the bits between. Code 0, which
     also stands for nothing at all, gets no bits.
     """
-    return [max(1, min(CODES, ceil(CODES - 1 + OCTAVE / 2 * (price - gain)))) for gain in _GAINS]
+    return [max(1, min(CODES, ceil(CODES - 1 + OCTAVE / 2 * (price - gain)))) for gain in gains]
 
 
-def _packed_bytes(first: list[int], below: list[int], blocks: int) -> int:
+def _packed_bytes(first: list[int], widths: Iterable[int], below: list[int], blocks: int) -> int:
     ends = [*first[1:], CODES]
-    return sum(
-        packed_row_bytes((below[end] - below[start]) * blocks, width) for width, start, end in zip(QUANTISERS, first, ends, strict=True)
-    )
+    return sum(packed_row_bytes((below[end] - below[start]) * blocks, width) for width, start, end in zip(widths, first, ends, strict=True))
 
 
-def _gains() -> list[float]:
+@cache
+def _gains(dither: bool) -> list[float]:
     """log2 of what a bit gains on the way from each width to the next; falling, so widths grow in order."""
-    steps = pairwise([(0, 1.0), *((width, loss) for width, (_, loss) in QUANTISERS.items())])
+    steps = pairwise([(0, 1.0), *((width, each.loss) for width, each in quantisers(dither).items())])
     return [log2((loss - less) / (more - width)) for (width, loss), (more, less) in steps]
 
 
-_GAINS = _gains()
 _ENERGIES = [2.0 ** ((code - (CODES - 1)) * 2 / OCTAVE) for code in range(CODES)]  # of a position of each code

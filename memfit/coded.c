@@ -17,12 +17,15 @@ typedef struct {
     const float *cosines_height, *cosines_width;               /* (block, block), the constant row first */
     const float *means;                                        /* of each plane */
     const uint8_t *widths;                                     /* bits of each position */
-    const float *steps;                                        /* of each position, relative to the gain */
-    const int64_t *places;                                     /* of each position's first code among the unpacked, in bytes */
+    const float *deviations;                                   /* of each position, relative to the gain */
+    const int32_t *places;                                     /* of each position's first code among the unpacked, in bytes */
     int64_t groups;
     const int64_t *group_widths, *group_counts, *group_places; /* the last as `places` */
     int64_t row_bytes, code_bytes;                             /* of a packed sample, and of its codes unpacked */
-    float shift;                                               /* of what a code stands for: 0.5 the middle of its step, 0 its start */
+    const float *steps, *bends;                                /* of the quantiser of each width from 0 to 16 */
+    const float *levels;                                       /* what codes of up to 8 bits stand for, in deviations */
+    const int64_t *level_places;                               /* of the first code of each width */
+    float shift;                                               /* of what a wider one stands for: 0.5 the middle of its step, 0 its start */
     float low, high;                                           /* bounds of what is restored */
 } Plan;
 
@@ -93,8 +96,8 @@ INLINE void padded(const float *matrix, int64_t block, int transpose, float *out
 }
 
 /* Code of a coefficient relative to its step. What is no number becomes 0. */
-INLINE float in_range(float v, float half, float most) {
-    v += half;
+INLINE float in_range(float v, float bend, float half, float most) {
+    v = v / (1 + bend * fabsf(v)) + half;
     v = v > 0 ? v : 0;
     return v < most ? v : most;
 }
@@ -117,15 +120,17 @@ INLINE void down(const float *rows, int64_t height, int64_t width, const float *
 }
 
 /* Codes of all frequencies of `blocks` blocks along the width, lanes of them a block. `block` is to be a constant where that is known. */
-INLINE void across(const float *row, int64_t blocks, int64_t block, const float *matrix, const float *scale, const float *half, const float *most,
-                   uint16_t *out) {
+INLINE void across(const float *row, int64_t blocks, int64_t block, const float *matrix, const float *scale, const float *bend, const float *half,
+                   const float *most, uint16_t *out) {
     const int64_t lanes = lanes_of(block);
     for (int64_t lane = 0; lane < lanes; lane += 8) {
-        const Eight scales = load(scale + lane), halves = load(half + lane), mosts = load(most + lane);
+        const Eight scales = load(scale + lane), bends = load(bend + lane), halves = load(half + lane), mosts = load(most + lane);
+        const EightInt size = 0x7fffffff - (EightInt){0};
         for (int64_t b = 0; b < blocks; b++) {
             Eight sum = {0};
             for (int64_t j = 0; j < block; j++) sum += load(matrix + j * lanes + lane) * row[b * block + j];
-            sum = sum * scales + halves;
+            sum *= scales;
+            sum = sum / (1 + bends * (Eight)((EightInt)sum & size)) + halves;
             sum = chosen(sum > 0, sum, (Eight){0}); /* what is no number becomes 0 */
             sum = chosen(sum < mosts, sum, mosts);
             const EightShort codes = __builtin_convertvector(__builtin_convertvector(sum, EightInt), EightShort);
@@ -183,11 +188,19 @@ INLINE float scale_of(float inverse, float step) {
     return scale > FLT_MAX ? FLT_MAX : scale;
 }
 
-INLINE void code_one(const float *row, int64_t count, float mean, float scale, int bits, uint8_t *codes) {
+INLINE void code_one(const float *row, int64_t count, float mean, float scale, float bend, int bits, uint8_t *codes) {
     float half = (float)(1 << (bits - 1)), most = (float)((1 << bits) - 1);
     uint16_t *wide = (uint16_t *)codes;
-    if (bits <= 8) for (int64_t b = 0; b < count; b++) codes[b] = (uint8_t)(int32_t)in_range((row[b] - mean) * scale, half, most);
-    else for (int64_t b = 0; b < count; b++) wide[b] = (uint16_t)(int32_t)in_range((row[b] - mean) * scale, half, most);
+    if (bits <= 8) for (int64_t b = 0; b < count; b++) codes[b] = (uint8_t)(int32_t)in_range((row[b] - mean) * scale, bend, half, most);
+    else for (int64_t b = 0; b < count; b++) wide[b] = (uint16_t)(int32_t)in_range((row[b] - mean) * scale, bend, half, most);
+}
+
+/* What codes of many bits stand for. */
+INLINE void unbend(const uint16_t *codes, int64_t count, float first, float bend, float step, float *out, int64_t stride) {
+    for (int64_t b = 0; b < count; b++) {
+        const float centred = (float)codes[b] + first;
+        out[b * stride] = centred * step / (1 - bend * fabsf(centred));
+    }
 }
 
 /* Rows of blocks that are worked on at once: MEMFIT_RUN blocks or so, whose coefficients stay in the nearest cache. */
@@ -201,7 +214,7 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
     const int64_t size = p.height * p.width, block_rows = p.height / p.block_height, columns = p.width / p.block_width;
     const int64_t frequencies = p.block_height * p.block_width, lanes = lanes_of(p.block_width);
     const int64_t run = columns < MEMFIT_RUN ? MEMFIT_RUN / columns : 1;
-    float *matrix = floats, *scale = matrix + p.block_width * lanes, *half = scale + lanes, *most = half + lanes;
+    float *matrix = floats, *scale = matrix + p.block_width * lanes, *bend = scale + lanes, *half = bend + lanes, *most = half + lanes;
     float *row = most + lanes;
     uint16_t *coded = (uint16_t *)(row + run * p.width + 8);
     padded(p.cosines_width, p.block_width, 1, matrix);
@@ -224,19 +237,20 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
         const float inverse = isnan(gain) ? NAN : 1.0f / (gain > FLT_MIN ? gain : FLT_MIN);
         for (int64_t plane = 0; plane < p.planes; plane++) {
             const uint8_t *widths = p.widths + plane * frequencies;
-            const float mean = p.means[plane], *steps = p.steps + plane * frequencies;
-            const int64_t *places = p.places + plane * frequencies;
+            const float mean = p.means[plane], *deviations = p.deviations + plane * frequencies;
+            const int32_t *places = p.places + plane * frequencies;
             if (!any_bits(widths, frequencies)) continue;
             if (frequencies == 1) {
-                code_one(x + plane * size, size, mean, scale_of(inverse, steps[0]), widths[0], codes + places[0]);
+                const float step = deviations[0] * p.steps[widths[0]];
+                code_one(x + plane * size, size, mean, scale_of(inverse, step), p.bends[widths[0]], widths[0], codes + places[0]);
                 continue;
             }
-            for (int64_t f = 0; f < p.block_height; f++, widths += p.block_width, steps += p.block_width, places += p.block_width) {
+            for (int64_t f = 0; f < p.block_height; f++, widths += p.block_width, deviations += p.block_width, places += p.block_width) {
                 if (!any_bits(widths, p.block_width)) continue;
                 for (int64_t k = 0; k < lanes; k++) {
                     int bits = k < p.block_width ? widths[k] : 0;
-                    scale[k] = bits ? scale_of(inverse, steps[k]) : 0, half[k] = bits ? (float)(1 << (bits - 1)) : 0;
-                    most[k] = bits ? (float)((1 << bits) - 1) : 0;
+                    scale[k] = bits ? scale_of(inverse, deviations[k] * p.steps[bits]) : 0, bend[k] = p.bends[bits];
+                    half[k] = bits ? (float)(1 << (bits - 1)) : 0, most[k] = bits ? (float)((1 << bits) - 1) : 0;
                 }
                 for (int64_t first = 0; first < block_rows; first += run) {
                     const int64_t rows = block_rows - first < run ? block_rows - first : run, blocks = rows * columns;
@@ -246,10 +260,10 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
                         WITH_CONSTANT(p.block_height, down(block, N, p.width, cosines, mean, row + r * p.width))
                     }
                     if (p.block_width == 1) {
-                        code_one(row, blocks, 0, scale[0], widths[0], codes + places[0] + first * columns * (widths[0] > 8 ? 2 : 1));
+                        code_one(row, blocks, 0, scale[0], bend[0], widths[0], codes + places[0] + first * columns * (widths[0] > 8 ? 2 : 1));
                         continue;
                     }
-                    WITH_CONSTANT(p.block_width, across(row, blocks, N, matrix, scale, half, most, coded))
+                    WITH_CONSTANT(p.block_width, across(row, blocks, N, matrix, scale, bend, half, most, coded))
                     for (int64_t k = 0; k < p.block_width; k++) {
                         uint8_t *to = codes + places[k] + first * columns * (widths[k] > 8 ? 2 : 1);
                         uint16_t *wide = (uint16_t *)to;
@@ -297,8 +311,8 @@ FAST void memfit_decode(const Plan *plan, const uint8_t *in, const float *gains,
         }
         for (int64_t plane = 0; plane < p.planes; plane++) {
             const uint8_t *widths = p.widths + plane * frequencies;
-            const float mean = p.means[plane], *steps = p.steps + plane * frequencies;
-            const int64_t *places = p.places + plane * frequencies;
+            const float mean = p.means[plane], *deviations = p.deviations + plane * frequencies;
+            const int32_t *places = p.places + plane * frequencies;
             float *to = x + plane * size;
             if (!any_bits(widths, frequencies)) {
                 const float value = mean < p.low ? p.low : mean > p.high ? p.high : mean;
@@ -319,12 +333,12 @@ FAST void memfit_decode(const Plan *plan, const uint8_t *in, const float *gains,
                         const int bits = widths[position];
                         const uint8_t *c8 = codes + (bits ? places[position] + first * columns * (bits > 8 ? 2 : 1) : 0);
                         const uint16_t *c16 = (const uint16_t *)c8;
-                        const float step = bits ? steps[position] * gain : 0, offset = bits ? (p.shift - (float)(1 << (bits - 1))) * step : 0;
+                        const float unit = bits ? deviations[position] * gain : 0, *levels = p.levels + p.level_places[bits];
                         float *at = into + k;
                         if (!bits) for (int64_t b = 0; b < blocks; b++) at[b * stride] = 0;
-                        else if (stride == 1 && bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b] = (float)c8[b] * step + offset;
-                        else if (bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b * stride] = (float)c8[b] * step + offset;
-                        else for (int64_t b = 0; b < blocks; b++) at[b * stride] = (float)c16[b] * step + offset;
+                        else if (stride == 1 && bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b] = levels[c8[b]] * unit;
+                        else if (bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b * stride] = levels[c8[b]] * unit;
+                        else unbend(c16, blocks, p.shift - (float)(1 << (bits - 1)), p.bends[bits], p.steps[bits] * unit, at, stride);
                     }
                     if (p.block_width > 1) WITH_CONSTANT(p.block_width, back_across(coefficients, blocks, N, matrix, row))
                 }

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import prod
 
 import torch
 from torch import Tensor
 
 from memfit.positions import Positions
+from memfit.quantisers import MOST_MEANS, levels, quantisers
 from memfit.transform import BlockTransform, cosines
 
 MOST_THREADS = 4
@@ -29,10 +30,11 @@ class _Plan(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("planes", "height", "width", "block_height", "block_width")),
-        *((name, ctypes.c_void_p) for name in ("cosines_height", "cosines_width", "means", "widths", "steps", "places")),
+        *((name, ctypes.c_void_p) for name in ("cosines_height", "cosines_width", "means", "widths", "deviations", "places")),
         ("groups", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("group_widths", "group_counts", "group_places")),
         *((name, ctypes.c_int64) for name in ("row_bytes", "code_bytes")),
+        *((name, ctypes.c_void_p) for name in ("steps", "bends", "levels", "level_places")),
         *((name, ctypes.c_float) for name in ("shift", "low", "high")),
     )
 
@@ -68,39 +70,43 @@ class NativeCoder:
             grid, blocks = (1, prod(grid)), (1, 1)
         (height, width), (block_height, block_width) = (1, 1, *grid)[-2:], (1, 1, *blocks)[-2:]
         # Codes of more than a byte first, where they are aligned.
-        order = sorted(range(len(positions.groups)), key=lambda n: positions.groups[n][0] <= 8)
-        group_places, places, at = [0] * len(order), torch.zeros(positions.count, dtype=torch.int64), 0
+        groups = list(positions.groups())
+        order = sorted(range(len(groups)), key=lambda n: groups[n][0] <= 8)
+        group_places, places, at = [0] * len(order), torch.zeros(positions.count, dtype=torch.int32), 0
         for n in order:
-            bits, members, _, _ = positions.groups[n]
+            bits, members, _, _ = groups[n]
             size = positions.blocks * (2 if bits > 8 else 1)
             group_places[n] = at
-            places[members] = at + size * torch.arange(members.shape[0])
+            places[members] = at + size * torch.arange(members.shape[0], dtype=torch.int32)
             at += size * members.shape[0]
         self._arrays = (
             cosines(block_height).float().contiguous(),
             cosines(block_width).float().contiguous(),
             means_R.contiguous(),
             positions.widths,
-            positions.steps.float(),
+            positions.deviations(torch.float32),
             places,
-            torch.tensor([width for width, *_ in positions.groups], dtype=torch.int64),
-            torch.tensor([members.shape[0] * positions.blocks for _, members, _, _ in positions.groups], dtype=torch.int64),
+            torch.tensor([width for width, *_ in groups], dtype=torch.int64),
+            torch.tensor([members.shape[0] * positions.blocks for _, members, _, _ in groups], dtype=torch.int64),
             torch.tensor(group_places, dtype=torch.int64),
         )
         self.nbytes = sum(array.nbytes for array in self._arrays if array is not positions.widths)
+        self._tables = _tables(positions.dither)
         addresses = [array.data_ptr() for array in self._arrays]
         self._sizes = (means_R.shape[0], height, width, block_height, block_width)
-        self._fields = (*self._sizes, *addresses[:6], len(order), *addresses[6:], positions.row_bytes, at)
+        tables = (table.data_ptr() for table in self._tables)
+        shift = 0.0 if positions.dither else 0.5
+        self._fields = (*self._sizes, *addresses[:6], len(order), *addresses[6:], positions.row_bytes, at, *tables, shift)
         self.row_bytes, self.shape = positions.row_bytes, (means_R.shape[0], height * width)
         self._code_bytes = -(-at // 64) * 64
         lanes, columns = -(-block_width // 8) * 8, width // block_width
         run = max(1, RUN // columns)  # rows of blocks
-        floats = block_width * lanes + (3 + block_height) * (run * width + lanes) + run * columns * lanes + 64
+        floats = block_width * lanes + (4 + block_height) * (run * width + lanes) + run * columns * lanes + 64
         self.scratch_bytes = self._code_bytes + 4 * floats
 
     def encode(self, values: Tensor, codes: Tensor, gains: Tensor) -> None:
         """Code contiguous float32 `values` into `codes` (samples, row_bytes) and `gains` (samples,)."""
-        plan, native = _Plan(*self._fields, 0.5, 0.0, 0.0), library()
+        plan, native = _Plan(*self._fields, 0.0, 0.0), library()
         assert native is not None and values.is_contiguous() and codes.is_contiguous()
 
         def work(start: int, stop: int, scratch: int) -> None:
@@ -109,10 +115,10 @@ class NativeCoder:
 
         self._by_threads(values.shape[0], work)
 
-    def decode(self, codes: Tensor, gains: Tensor, dither: bool, bounds: tuple[float, ...]) -> Tensor:
+    def decode(self, codes: Tensor, gains: Tensor, bounds: tuple[float, ...]) -> Tensor:
         """Values (samples, R, places), inside the bounds."""
         low, high = (*bounds, *(-float("inf"), float("inf"))[len(bounds) :])
-        plan, native = _Plan(*self._fields, 0.0 if dither else 0.5, low, high), library()
+        plan, native = _Plan(*self._fields, low, high), library()
         values = torch.empty(codes.shape[0], *self.shape)
         codes = codes.contiguous()
         assert native is not None
@@ -136,6 +142,17 @@ class NativeCoder:
             work(*jobs[0])
         else:
             list(_pool().map(lambda job: work(*job), jobs))
+
+
+@cache
+def _tables(dither: bool) -> tuple[Tensor, ...]:
+    """Steps and bends of each width from 0 to 16, what codes of up to 8 bits stand for, and where each width's begin."""
+    known = quantisers(dither)
+    steps = torch.tensor([known[width].step if width in known else 0.0 for width in range(17)])
+    bends = torch.tensor([known[width].bend if width in known else 0.0 for width in range(17)])
+    each = [levels(width, dither).float() if width in known and width <= MOST_MEANS else torch.empty(0) for width in range(17)]
+    starts = torch.tensor([0, *accumulate(len(table) for table in each)][:17], dtype=torch.int64)
+    return steps, bends, torch.cat(each), starts
 
 
 def takes(x: Tensor) -> bool:

@@ -101,7 +101,7 @@ class Coding:
                 own = codes[:positions].clone()
                 counts = tuple(torch.bincount(own, minlength=CODES).tolist())
                 share_kept = float(energies[:positions].sum() / energies.sum())
-                lost = 1 - share_kept + share_kept * lost_share(counts, allot(counts, blocks, sample_bytes)) + departs
+                lost = 1 - share_kept + share_kept * lost_share(counts, allot(counts, blocks, sample_bytes, False), False) + departs
                 # Deviations are relative to a gain, which is that of the coefficients kept.
                 relative = largest * (positions / energies.numel() / share_kept) ** 0.5
                 form = Coded(self.feature, transform.blocks, sample_bytes, relative, self.bounds, False, self.mean, basis_RF, own)

@@ -82,7 +82,7 @@ class Coded:
                 values, gains_B[start:stop] = self._coefficients(x[start:stop], mean_F, basis_RF)
                 # What is divided by is what is held: rounded to the type of `x`.
                 inverse_B = gains_B[start:stop].to(values.dtype).clamp_min(torch.finfo(x.dtype).tiny).reciprocal_()
-                positions.pack(values.mul_(inverse_B[:, None, None]), self.dither, codes[start:stop])
+                positions.pack(values.mul_(inverse_B[:, None, None]), codes[start:stop])
         if self.deviations is None:
             return codes, gains_B, deviations, gains_B.new_tensor([largest])
         return codes, gains_B
@@ -99,11 +99,11 @@ class Coded:
         gains_B = gains_B[start:stop]
         if coder is not None:
             bounds = self.bounds if basis_RF is None else ()
-            values = coder.decode(codes[start:stop], gains_B, self.dither, bounds)
+            values = coder.decode(codes[start:stop], gains_B, bounds)
             x = self.transform.features(values, tuple(shape), mean_F, basis_RF)
             return x.clamp_(*self.bounds) if basis_RF is not None and self.bounds else x
         x = self.transform.inverse(  # which is to own the coefficients, and can let them go
-            positions.unpack(codes[start:stop], gains_B.to(mean_F.dtype), self.dither), tuple(shape), mean_F, basis_RF, gains_B.dtype
+            positions.unpack(codes[start:stop], gains_B.to(mean_F.dtype)), tuple(shape), mean_F, basis_RF, gains_B.dtype
         )
         return x.clamp_(*self.bounds) if self.bounds else x
 
@@ -137,7 +137,7 @@ class Coded:
             group = self._positions_of(self.deviations, self.largest, shape).largest_group
         packing = share * (1 + 2.25 * group)
         shipped = 0 if self.basis is None else max(4, itemsize) * self.basis.numel()
-        return int(whole * max(2.0, 1 + share, packing)) + shipped + 10 * self._positions + 65536
+        return int(whole * max(2.0, 1 + share, packing)) + shipped + 32 * self._positions + 65536
 
     @property
     def _positions(self) -> int:
@@ -158,7 +158,7 @@ class Coded:
     def _positions_of(self, deviations: Tensor, largest: float, shape: tuple[int, ...]) -> Positions:
         """Worked out once for each table, which is the same tensor as long as it is held."""
         known = _POSITIONS.setdefault(deviations, {})
-        key = (largest, self.transform.blocks_of(shape), self.sample_bytes)
+        key = (largest, self.transform.blocks_of(shape), self.sample_bytes, self.dither)
         if key not in known:
             known[key] = Positions(deviations, *key)
         return known[key]
@@ -207,7 +207,7 @@ def _samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
     return max(threads() if library() else 1, PIECE_BYTES // max(1, itemsize * prod(shape[1:])))
 
 
-_POSITIONS: MutableMapping[Tensor, dict[tuple[float, int, int], Positions]] = WeakTensorKeyDictionary()
+_POSITIONS: MutableMapping[Tensor, dict[tuple[float, int, int, bool], Positions]] = WeakTensorKeyDictionary()
 
 
 def sample_ranges(x: Tensor) -> Iterator[tuple[int, int]]:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.allocator import step_peak_bytes
-from memfit.allotment import QUANTISERS
 from memfit.forms import Coded
 from memfit.forms import coded as coded_form
+from memfit.quantisers import levels
 from memfit.transform import BlockTransform
 from planner.record import record
 from tests.memfit.test_operators import coded, random
@@ -31,7 +31,7 @@ def flat_form(sample_bytes: int, **changes: object) -> Coded:
 
 
 @pytest.mark.parametrize("width", [4, 6, 8, 12])
-def test_a_coefficient_is_restored_to_half_a_step_of_its_width(width: int) -> None:
+def test_a_coefficient_is_restored_to_what_is_nearest_in_its_width(width: int) -> None:
     torch.manual_seed(0)
     transform = BlockTransform(1, (4, 4))
     values = (torch.rand(6, 64, 4, dtype=torch.float64) * 2 - 1) * 3**0.5  # none beyond the quantiser's range
@@ -39,9 +39,11 @@ def test_a_coefficient_is_restored_to_half_a_step_of_its_width(width: int) -> No
     gains = x.flatten(1).square().mean(1).sqrt()
     form = flat_form(256 * width // 8)
     again = transform.forward(restored(form, x), torch.zeros(4, dtype=torch.float64), None)
-    error = ((again - values) / gains[:, None, None]).abs().max()
-    half = QUANTISERS[width][0] / 2
-    assert 0.9 * half <= float(error) <= half * (1 + 1e-9)
+    relative, told = values / gains[:, None, None], again / gains[:, None, None]
+    table = levels(width, False)
+    torch.testing.assert_close((told[..., None] - table).abs().amin(-1), torch.zeros_like(told), rtol=0, atol=1e-9)  # one of its levels
+    # A border is nearly half way between two levels.
+    assert bool(((told - relative).abs() <= (relative[..., None] - table).abs().amin(-1) + 0.1 * table.diff().max()).all())
 
 
 @given(data=st.data(), shape=shapes, seed=st.integers(0, 9))

@@ -9,6 +9,7 @@ from torch import Tensor
 from memfit.forms import Coded, Held, coded
 from memfit.native import library
 from memfit.positions import Positions
+from memfit.quantisers import levels
 from tests.memfit.test_operators import coded as coded_forms
 from tests.memfit.test_operators import random
 
@@ -32,10 +33,12 @@ def restored_by_torch(form: Coded, held: Held, shape: torch.Size) -> Tensor:
 
 
 def coefficients(form: Coded, held: Held, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """What the codes stand for, and the steps between them."""
+    """What the codes stand for, and the steps between those of each position that lie furthest apart."""
     assert form.deviations is not None
-    positions = Positions(form.deviations, form.largest, form.transform.blocks_of(tuple(shape)), form.sample_bytes)
-    return positions.unpack(held[0], held[1], False), positions.steps.float()[:, None] * held[1][:, None, None]
+    positions = Positions(form.deviations, form.largest, form.transform.blocks_of(tuple(shape)), form.sample_bytes, form.dither)
+    apart = [float(levels(width, form.dither).diff().max()) if width else 0.0 for width in positions.widths.tolist()]
+    steps_P = positions.deviations(torch.float32) * torch.tensor(apart)
+    return positions.unpack(held[0], held[1]), steps_P[:, None] * held[1][:, None, None]
 
 
 @given(data=st.data(), shape=shapes, seed=st.integers(0, 9), power=st.integers(-12, 12))
