@@ -6,7 +6,7 @@ from typing import Any
 
 from memfit.program import BatchNormMode
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 RECOMPUTE = "recompute"  # the technique whose settings are `sources`, operations that the value is worked out from again
 
 

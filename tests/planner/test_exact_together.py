@@ -61,7 +61,7 @@ def small_ranges() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["convolutional", "attending", "gated"])
+@pytest.mark.parametrize("name", ["convolutional", "attending", "gated", "written"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=25)
 def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
