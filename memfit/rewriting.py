@@ -19,6 +19,7 @@ from memfit.forms import form_from_settings
 from memfit.operators.again import MASK, REPEATED, Again
 from memfit.operators.attention import Attention, DroppedAttention
 from memfit.operators.conv import convolution
+from memfit.operators.embedding import embedding
 from memfit.operators.held import Hold
 from memfit.operators.linear import TRANSPOSED_LINEAR, linear
 from memfit.operators.norm import frozen_batch_norm
@@ -128,6 +129,7 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     over = {node.name: list(node.args).index(x) for node in nodes.values() if (x := overwritable(node)) is not None}
     own_gradients = {node.name for node in nodes.values() if own_gradient(node)}
     by_result = {node.name for node in nodes.values() if holds_its_result(module, node)}
+    by_rows = {module.get_parameter(name) for name in recipe.rows}
     held_by: dict[str, dict[str, Node]] = {}  # for each holder, by the value that is held
     holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
     for form_plan, hold, tensors in holds:
@@ -150,6 +152,9 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         elif _is_pooling_of_batches(node):
             _use_pooling(node, small=node.name in masks)
             masks.discard(node.name)
+        elif node.target is aten.embedding.default and _parameter(module, node) in by_rows:
+            values = arguments(node)
+            _call(node, embedding, (values["weight"], values["indices"], values["padding_idx"]))
         elif node.name in masks and not may_hold_bits(module, node):
             raise ValueError(f"the plan holds bits for {node.name}, which needs more")
         elif node.name in by_result or (node.target in RECTIFIERS and node.name in masks):
@@ -182,6 +187,12 @@ def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> t
         return Hold(form_from_settings(form_plan.technique, form_plan.settings)), (value,)
     chain, tensors = chain_of(value, [nodes[name] for name in form_plan.settings["sources"]])
     return HoldSources(chain), tuple(tensors)
+
+
+def _parameter(module: GraphModule, embedding: Node) -> nn.Parameter | None:
+    """The table that an embedding reads."""
+    table = embedding.args[0]
+    return dict(module.named_parameters(remove_duplicate=False)).get(str(table.target)) if isinstance(table, Node) else None
 
 
 def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:

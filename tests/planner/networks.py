@@ -44,7 +44,7 @@ class Attending(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(11, 12)
+        self.embedding = nn.Embedding(100, 12, padding_idx=0)
         self.position = nn.Parameter(torch.randn(6, 12) * 0.1)
         self.norm = nn.LayerNorm(12)
         self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
