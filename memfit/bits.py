@@ -70,6 +70,12 @@ def pack(bits: Tensor) -> Tensor:
     return packed
 
 
+def unpack(packed: Tensor, elements: int) -> Tensor:
+    """Of packed bits (..., bytes), the first so many of each row: bool, (..., elements)."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed[..., None] >> shifts & 1).flatten(-2)[..., :elements].bool()
+
+
 def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: float, in_place: bool = False) -> Tensor:
     """`grad` times `where_set` where the bit is 1 and times `where_clear` where it is 0. Same shape, contiguous.
 

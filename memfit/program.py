@@ -1,7 +1,8 @@
 """An exported program as a module that trains.
 
 An exported graph has the training behaviour of dropout and batch norm baked in as it was at export. Here they become modules
-that follow `.train()` and `.eval()`, and batch norm keeps or moves its statistics as the plan asks. All else stays as it is.
+that follow `.train()` and `.eval()`, and batch norm keeps or moves its statistics as the plan asks. What is written out in several
+operations becomes the one it is. All else stays as it is.
 """
 
 import hashlib
@@ -13,17 +14,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from memfit.arguments import arguments
+from memfit.operators.attention import Attention
 from memfit.operators.norm import BatchNorm
+from memfit.written_out import write_as_one
 
 aten = torch.ops.aten
 BatchNormMode = Literal["frozen", "batch"]
-
-
-def arguments(node: Node) -> dict[str, Any]:
-    """All arguments of an ATen operation by name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return {argument.name: given.get(argument.name, argument.default_value) for argument in schema.arguments}
 
 
 def fingerprint(module: GraphModule) -> str:
@@ -59,6 +56,7 @@ def training_module(program: torch.export.ExportedProgram, batch_norm: BatchNorm
             _call_module(module, node, DROPOUTS[node.target](values["p"]), (node.args[0],))
         elif node.target is aten.scaled_dot_product_attention.default and arguments(node)["dropout_p"]:
             _replace_attention(module, node)
+    write_as_one(module)
     module.recompile()
     return module.train()
 
@@ -82,19 +80,6 @@ def in_order(module: GraphModule, inputs: Tensor | tuple[Tensor, ...] | dict[str
     if isinstance(inputs, dict):
         return [inputs[node.name] for node in module.graph.nodes if node.op == "placeholder"]
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
-
-
-class Attention(nn.Module):
-    """Scaled dot-product attention whose dropout follows the training mode."""
-
-    def __init__(self, probability: float, is_causal: bool, scale: float | None, enable_gqa: bool) -> None:
-        super().__init__()
-        self.probability, self.is_causal, self.scale, self.enable_gqa = probability, is_causal, scale, enable_gqa
-
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, self.probability * self.training, self.is_causal, scale=self.scale, enable_gqa=self.enable_gqa
-        )
 
 
 DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {

@@ -31,6 +31,7 @@ class Recipe:
             their inputs, from which they are worked out again.
         forms: activations held compressed. An operation in no form holds its input whole, if its weight trains.
         in_place: operations that write their result over what they read last, since nobody holds that.
+        rows: parameters that get their gradient as the rows that embeddings read of them.
         optimizer: name (`sgd`, `adam`, `adamw`) and settings, of the planned step.
         micro_batch: samples that go through the model at a time; None: a batch is never divided.
         early_updates: the step updates each parameter as soon as its gradient is complete, which then goes.
@@ -46,6 +47,7 @@ class Recipe:
     masks: tuple[str, ...]
     forms: tuple[HeldForm, ...]
     in_place: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     micro_batch: int | None = None
     early_updates: bool = False
     split: str | None = None
@@ -70,7 +72,7 @@ class Recipe:
                     f"the checkpoint's plan has version {version}, this memfit reads {RECIPE_VERSION}: install the memfit that made it"
                 )
             forms = tuple(HeldForm(**{**form, "holders": tuple(form["holders"])}) for form in values.pop("forms"))
-            trained, masks, in_place = (tuple(values.pop(name)) for name in ("trained", "masks", "in_place"))
-            return cls(forms=forms, trained=trained, masks=masks, in_place=in_place, **values)
+            trained, masks, in_place, rows = (tuple(values.pop(name)) for name in ("trained", "masks", "in_place", "rows"))
+            return cls(forms=forms, trained=trained, masks=masks, in_place=in_place, rows=rows, **values)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"the checkpoint's plan cannot be read ({error}): it was not written by memfit") from None

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from memfit.arguments import arguments
 from memfit.chains import HoldSources, chain_of
 from memfit.forms import form_from_settings
-from memfit.operators.again import REPEATED, Again
+from memfit.operators.again import MASK, REPEATED, Again
+from memfit.operators.attention import Attention, DroppedAttention
 from memfit.operators.conv import convolution
+from memfit.operators.embedding import embedding
 from memfit.operators.held import Hold
-from memfit.operators.linear import linear
+from memfit.operators.linear import TRANSPOSED_LINEAR, linear
 from memfit.operators.norm import frozen_batch_norm
 from memfit.operators.pointwise import MaskedDropout, Rectifier, rectified
 from memfit.operators.pooling import adaptive_average_pool, average_pool, max_pool
@@ -33,7 +36,7 @@ from memfit.overwriting import (
     own_gradient,
     write_over,
 )
-from memfit.program import arguments, fingerprint, per_axis
+from memfit.program import fingerprint, per_axis
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
 aten = torch.ops.aten
@@ -64,16 +67,20 @@ def holds_its_input(module: GraphModule, node: Node) -> bool:
         x = node.args[0]
         value = x.meta.get("val") if isinstance(x, Node) else None
         return value is None or value.dim() == CONVOLUTIONS[node.target] + 2
-    return node.target is aten.linear.default or is_frozen_batch_norm(node)
+    return node.target in (aten.linear.default, TRANSPOSED_LINEAR) or is_frozen_batch_norm(node)
 
 
 def repeated_inputs(node: Node) -> tuple[Node, ...]:
     """The activations that an operation would hold if it works itself out again for its gradient; () for one that cannot."""
-    if node.op != "call_function" or node.target not in REPEATED:
+    if drops_out(node):
+        values: dict[str, Any] = dict(zip(("query", "key", "value", MASK), node.args, strict=True))
+        names = REPEATED[aten.scaled_dot_product_attention.default]
+    elif node.op == "call_function" and node.target in REPEATED:
+        values, names = arguments(node), REPEATED[node.target]
+    else:
         return ()
-    values = arguments(node)
-    inputs = tuple(values[name] for name in REPEATED[node.target])
-    others = [value for name, value in values.items() if name not in REPEATED[node.target]]
+    inputs = tuple(values[name] for name in names)
+    others = [value for name, value in values.items() if name not in names]
     computed = ("call_function", "call_module", "placeholder")
     if not all(isinstance(x, Node) and x.op in computed and isinstance(x.meta.get("val"), Tensor) for x in inputs):
         return ()
@@ -84,7 +91,13 @@ def repeated_inputs(node: Node) -> tuple[Node, ...]:
         return ()
     if "normalized_shape" in values and len(values["normalized_shape"]) >= axes:
         return ()
-    return () if node.target is aten.scaled_dot_product_attention.default and axes < 3 else inputs
+    return () if "query" in values and axes < 3 else inputs
+
+
+def drops_out(node: Node) -> bool:
+    """Whether the operation is attention with dropout."""
+    module = node.graph.owning_module
+    return node.op == "call_module" and module is not None and type(module.get_submodule(str(node.target))) is Attention
 
 
 def may_hold_bits(module: GraphModule, node: Node) -> bool:
@@ -116,6 +129,7 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     over = {node.name: list(node.args).index(x) for node in nodes.values() if (x := overwritable(node)) is not None}
     own_gradients = {node.name for node in nodes.values() if own_gradient(node)}
     by_result = {node.name for node in nodes.values() if holds_its_result(module, node)}
+    by_rows = {module.get_parameter(name) for name in recipe.rows}
     held_by: dict[str, dict[str, Node]] = {}  # for each holder, by the value that is held
     holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
     for form_plan, hold, tensors in holds:
@@ -129,12 +143,18 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         forms, over_gradient = held_by.get(node.name, {}), node.name in own_gradients
         if holds_its_input(module, node):
             _use_own(node, forms.pop(node.all_input_nodes[0].name, None), over_gradient)
+        elif drops_out(node) and repeated_inputs(node):
+            _use_dropped_attention(module, node, forms)
+            masks.discard(node.name)
         elif repeated_inputs(node) and (forms or node.name in masks):
             _use_again(module, node, forms)
             masks.discard(node.name)
         elif _is_pooling_of_batches(node):
             _use_pooling(node, small=node.name in masks)
             masks.discard(node.name)
+        elif node.target is aten.embedding.default and _parameter(module, node) in by_rows:
+            values = arguments(node)
+            _call(node, embedding, (values["weight"], values["indices"], values["padding_idx"]))
         elif node.name in masks and not may_hold_bits(module, node):
             raise ValueError(f"the plan holds bits for {node.name}, which needs more")
         elif node.name in by_result or (node.target in RECTIFIERS and node.name in masks):
@@ -169,6 +189,12 @@ def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> t
     return HoldSources(chain), tuple(tensors)
 
 
+def _parameter(module: GraphModule, embedding: Node) -> nn.Parameter | None:
+    """The table that an embedding reads."""
+    table = embedding.args[0]
+    return dict(module.named_parameters(remove_duplicate=False)).get(str(table.target)) if isinstance(table, Node) else None
+
+
 def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     values = arguments(node)
     if node.target in CONVOLUTIONS:
@@ -177,6 +203,8 @@ def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
         _call(node, convolution, (values["input"], values["weight"], values["bias"], settings, held))
     elif node.target is aten.linear.default:
         _call(node, linear, (values["input"], values["weight"], values["bias"], held))
+    elif node.target is TRANSPOSED_LINEAR:
+        _call(node, linear, (values["input"], values["weight"], values["bias"], held), transposed=True)
     else:
         tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
         _call(node, frozen_batch_norm, (*tensors, values["eps"], held), over_gradient=over_gradient)
@@ -191,6 +219,14 @@ def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
     module.add_module(name, Again(node.target, (*samples, *others), len(samples), constants))
     node.op, node.target = "call_module", name
     node.args, node.kwargs = (*inputs, *(values[each] for each in others), *(held.pop(x.name, None) for x in inputs)), {}
+
+
+def _use_dropped_attention(module: GraphModule, node: Node, held: dict[str, Node]) -> None:
+    attention = module.get_submodule(str(node.target))
+    assert isinstance(attention, Attention)
+    module.set_submodule(str(node.target), DroppedAttention(attention))
+    query, key, value, _ = (str(x) for x in node.args)  # a node's text is its name
+    node.args = (*node.args, None, *(held.pop(x, None) for x in (query, key, value)))
 
 
 def _is_pooling_of_batches(node: Node) -> bool:

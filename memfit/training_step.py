@@ -11,6 +11,7 @@ from memfit.micro_batches import parts
 from memfit.process_memory import hand_back, keep_freed_memory, resident_bytes, return_freed_memory, within
 from memfit.program import call_with, in_order
 from memfit.recipe import Recipe
+from memfit.row_updates import update_rows
 from memfit.splitting import RandomState, Split, joined, slices
 
 
@@ -95,7 +96,11 @@ class TrainingStep:
         For who wants to look at gradients or change them. All of them live at the end: more than the plan counts with, where that
         has early updates.
         """
-        return self._backward(inputs, targets, apply=False)
+        loss = self._backward(inputs, targets, apply=False)
+        for parameter in self._trained:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
+        return loss
 
     def _backward(self, inputs: Inputs, targets: Tensor | None, apply: bool) -> float:
         total = 0.0
@@ -143,9 +148,11 @@ class TrainingStep:
     def _run(self, half: GraphModule, tensors: tuple[Tensor, ...], sliced: bool = False) -> Any:
         return half(*tensors)
 
-    def _early_update(self, parameter: Tensor) -> None:
+    def _early_update(self, parameter: nn.Parameter) -> None:
         if not self._complete:
             return
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            return update_rows(self.optimizer, parameter)
         waiting = [(p, p.grad) for p in self._trained if p is not parameter and p.grad is not None]  # parts of theirs are to come
         for other, _ in waiting:
             other.grad = None
@@ -155,5 +162,8 @@ class TrainingStep:
             other.grad = part
 
     def _update(self) -> None:
+        for parameter in self._trained:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                update_rows(self.optimizer, parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from memfit.operators.pooling import RANGE_WINDOWS
 from memfit.overwriting import RECTIFIERS
-from memfit.rewriting import MAX_POOLINGS
+from memfit.rewriting import MAX_POOLINGS, drops_out
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
 from planner.menu import unbeaten
@@ -78,7 +78,7 @@ def activations_of(
     # of max pooling; and what it could work out again.
     for node in graph.operations:
         i = index[node.name]
-        again = holds_inputs(graph, structure, node.name)
+        again = holds_inputs(graph, structure, node.name) and not drops_out(node)  # whose bits are what it cannot do without
         if (graph.may_hold_bits(node) or again) and structure.internal_bytes[i]:
             storage = structure.storages[structure.storage_of[node.name]]
             pooled = node.target in MAX_POOLINGS

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from memfit.operators.attention import Attention, DroppedAttention
 from memfit.operators.pointwise import MaskedDropout
 from memfit.overwriting import changes_its_input, overwritable
-from memfit.program import Attention, BatchNormMode, fingerprint, training_module
+from memfit.program import BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
 from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
 from planner.errors import BadModel, UnsupportedOperation
@@ -24,7 +25,7 @@ from planner.record import compress_range, forward_range, sliced_range
 from planner.sample import ModelInput
 
 aten = torch.ops.aten
-NAMESPACES = {"aten", "prims", "_operator", "builtins", "math", "torch"}
+NAMESPACES = {"aten", "prims", "memfit", "_operator", "builtins", "math", "torch"}
 RANDOM_OR_STATEFUL = {"rrelu", "rrelu_", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
@@ -115,7 +116,7 @@ class TrainingGraph:
 def without_dropout(module: GraphModule) -> GraphModule:
     """Switch the module's dropout off and leave all else in training."""
     for child in module.modules():
-        if isinstance(child, (nn.modules.dropout._DropoutNd, MaskedDropout, Attention)):
+        if isinstance(child, (nn.modules.dropout._DropoutNd, MaskedDropout, Attention, DroppedAttention)):
             child.eval()
     return module
 

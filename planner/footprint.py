@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from memfit.row_updates import range_bytes
 from planner.plan import Correction, Footprint, Schedule
 from planner.profile import Activation, Moment, Operation, Option, Parameter, Phase, Profile, Step
 from planner.request import Optimizer
@@ -23,7 +24,17 @@ def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, correct
 def plain_timeline(profile: Profile) -> tuple[Footprint, ...]:
     """Of a step of the whole batch that trains everything and keeps it whole, with an optimizer without state."""
     everything = exact_choices(profile.whole, frozenset(parameter.name for parameter in profile.parameters))
-    return timeline(profile, Optimizer(), Schedule(profile.whole.batch_size)).predict(everything)
+    return timeline(without_rows(profile), Optimizer(), Schedule(profile.whole.batch_size)).predict(everything)
+
+
+def without_rows(profile: Profile) -> Profile:
+    """The profile of a step that somebody else updates: with gradients as torch has them."""
+    return replace(profile, steps=tuple(replace(step, rows={}) for step in profile.steps))
+
+
+def gradient_bytes(step: Step, parameter: Parameter) -> int:
+    """Of one parameter, of so many samples as the step has."""
+    return step.rows.get(parameter.name, parameter.bytes)
 
 
 def step_of(profile: Profile, samples: int) -> Step:
@@ -58,8 +69,8 @@ def _at_once(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Time
             if schedule.micro_batch == profile.whole.batch_size:
                 _gradient(made, column, parameter, first_part)
             else:  # the sum over the parts of the batch, and the gradient of a part until it is added
-                made.add("static", 0, len(made.moments) - 1, column, parameter.bytes)
-                made.add("transient", first_part, complete, column, parameter.bytes)
+                made.add("static", 0, len(made.moments) - 1, column, _sum_bytes(made, parameter, schedule.micro_batch))
+                made.add("transient", first_part, complete, column, _adding_bytes(made, parameter, schedule.micro_batch))
     _activations_of(made, step, range(last + 1), ALWAYS, "forward")
     _last_update(made)
     return made
@@ -88,32 +99,51 @@ def _backward_moments(profile: Profile, step: Step, operations: range, schedule:
     return [moment for i in reversed(operations) for moment in (Moment("backward", step.operations[i].name), *updated.get(i, ()))]
 
 
+def _sum_bytes(made: Timeline, parameter: Parameter, samples: int) -> int:
+    """Of the gradients of all parts of a batch, so many samples each: added up, or their rows one after the other."""
+    parts = -(-made.profile.whole.batch_size // samples) if parameter.name in made.step.rows else 1
+    return parts * gradient_bytes(made.step, parameter)
+
+
+def _adding_bytes(made: Timeline, parameter: Parameter, samples: int) -> int:
+    """Transient bytes of a part's gradient; rows are copied to stand one after the other."""
+    copied = _sum_bytes(made, parameter, samples) if parameter.name in made.step.rows else 0
+    return gradient_bytes(made.step, parameter) + copied
+
+
 def _gradient(made: Timeline, column: int, parameter: Parameter, first_part: int) -> None:
     """A gradient of the whole batch, from its first part on: until its update, or the step's end."""
     if made.schedule.early_updates:
-        made.add("static", first_part, _early_update(made, column, parameter), column, parameter.bytes)
+        made.add("static", first_part, _early_update(made, column, parameter), column, gradient_bytes(made.step, parameter))
     else:
-        made.add("static", first_part, len(made.moments) - 1, column, parameter.bytes)
+        made.add("static", first_part, len(made.moments) - 1, column, gradient_bytes(made.step, parameter))
 
 
 def _early_update(made: Timeline, column: int, parameter: Parameter) -> int:
     """The update of a parameter whose gradient is complete; the row until which gradients of the same operation live."""
     operation = min(made.readers[parameter.name])
     here = made.row[Moment("update", parameter.name)]
-    made.add("transient", here, here, column, _update_bytes(parameter, made.optimizer))
+    made.add("transient", here, here, column, update_bytes(made, parameter))
     made.add("transient", here, here, made.columns.gradients + operation, made.step.operations[operation].passed_bytes)
     together = (name for name in made.step.operations[operation].parameters if min(made.readers[name]) == operation)
     return max(made.row[Moment("update", name)] for name in together if Moment("update", name) in made.row)
 
 
-def _update_bytes(parameter: Parameter, optimizer: Optimizer) -> int:
-    """Transient bytes of one parameter's update: Adam works out its step in two temporaries."""
-    return 2 * parameter.bytes if optimizer.states == 2 else 0
+def update_bytes(made: Timeline, parameter: Parameter) -> int:
+    """Transient bytes of one parameter's update: Adam works out its step in two temporaries. From rows, a range of the parameter is updated
+    at a time: its gradient, and the rows that are in it.
+    """
+    temporaries = 2 if made.optimizer.states == 2 else 0
+    if parameter.name not in made.step.rows:
+        return temporaries * parameter.bytes
+    before_split = made.again is not None and min(made.readers[parameter.name]) <= made.again
+    rows = _sum_bytes(made, parameter, made.schedule.slice if before_split else made.schedule.micro_batch)
+    return (1 + temporaries) * range_bytes(parameter.shape, parameter.bytes) + rows
 
 
 def _last_update(made: Timeline) -> None:
     if not made.schedule.early_updates:
-        most = max((_update_bytes(parameter, made.optimizer) for parameter in made.profile.parameters), default=0)
+        most = max((update_bytes(made, parameter) for parameter in made.profile.parameters), default=0)
         made.add("transient", len(made.moments) - 1, len(made.moments) - 1, ALWAYS, most)
 
 
@@ -190,8 +220,8 @@ def _sliced(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timel
         if min(readers) > cut:
             _gradient(made, column, parameter, first_part)
             continue
-        made.add("static", second, end - schedule.early_updates, column, parameter.bytes)  # the sum over slices
-        made.add("transient", first_part, complete, column, parameter.bytes)
+        made.add("static", second, end - schedule.early_updates, column, _sum_bytes(made, parameter, schedule.slice))  # over slices
+        made.add("transient", first_part, complete, column, _adding_bytes(made, parameter, schedule.slice))
         if schedule.early_updates:
             _early_update(made, column, parameter)
     boundary_bytes = _boundary_bytes(whole, cut)
@@ -253,4 +283,8 @@ def split_step(part: Step, whole: Step, cut: int) -> Step:
         (*part.operations[: cut + 1], *later),
         tuple(map(chosen, part.activations, whole.activations)),
         (*(s for s in part.storages if s[1] <= cut), *(s for s in whole.storages if s[1] > cut)),
+        {
+            name: (part if any(name in operation.parameters for operation in whole.operations[: cut + 1]) else whole).rows[name]
+            for name in whole.rows
+        },
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from memfit.losses import loss_of
@@ -29,7 +29,7 @@ class NamedTrainingStep(TrainingStep):
         with forward_range(LOSS):
             return super()._loss(outputs, targets, weight)
 
-    def _early_update(self, parameter: Tensor) -> None:
+    def _early_update(self, parameter: nn.Parameter) -> None:
         if self._complete:
             name = next(name for name, each in self.model.named_parameters() if each is parameter)
             with update_range(name):

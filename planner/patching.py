@@ -10,6 +10,7 @@ from planner.profile import Profile, Setting
 
 def recipe_of(profile: Profile, plan: Plan) -> Recipe:
     """The recipe that makes a program train as planned."""
+    rows = profile.whole.rows if not plan.own_loop else {}
     held = [choice for choice in plan.activations if choice.technique not in (KEEP, NOT_NEEDED)]
     return Recipe(
         graph=profile.graph,
@@ -24,6 +25,7 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
             if not _of_its_own(choice)
         ),
         in_place=_in_place(profile, plan),
+        rows=tuple(parameter.name for parameter in plan.parameters if parameter.trained and parameter.name in rows),
         micro_batch=plan.schedule.micro_batch if len(profile.steps) > 1 and not plan.own_loop else None,
         early_updates=plan.schedule.early_updates,
         split=plan.schedule.split,

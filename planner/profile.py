@@ -181,12 +181,14 @@ class Step:
     Attributes:
         batch_size: that number.
         storages: of every storage that forward makes: bytes, and the operations that make it and read it last.
+        rows: bytes of the gradient of each parameter that gets it as rows (of a table that embeddings alone read).
     """
 
     batch_size: int
     operations: tuple[Operation, ...]
     activations: tuple[Activation, ...]
     storages: tuple[tuple[int, int, int], ...]
+    rows: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

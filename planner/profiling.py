@@ -22,6 +22,7 @@ from planner.profile import Activation, Live, Moment, Operation, Parameter, Prof
 from planner.recomputation import recomputations, with_recomputations
 from planner.record import Recording, record
 from planner.request import ProfileSettings
+from planner.row_gradients import row_gradients, worth_rows
 from planner.sample import Batch, batches_of
 from planner.structure import Structure, observe_structure, overwritten
 from planner.techniques import candidates, shipped_tensors
@@ -132,13 +133,17 @@ def _step(
     warm_up = int(part.samples < profile.steps[0].batch_size) if profile.steps else 0  # kernels for the whole batch are there already
     over = overwritten(graph, structure, {activation.name: at for at, activation in enumerate(activations)})
     in_place = tuple(structure.names[i] for i, it in over.items() if it.activation is None)  # those that a step with all kept whole has
-    in_place_module = graph.rewritten(replace(graph.exact_recipe(profile.loss), in_place=in_place))
+    rows = row_gradients(graph, structure)
+    few = profile.whole.rows if profile.steps else worth_rows(rows, profile.parameters)
+    rows = {name: size for name, size in rows.items() if name in few}
+    in_place_module = graph.rewritten(replace(graph.exact_recipe(profile.loss), in_place=in_place, rows=tuple(rows)))
     exact, _ = measure_step(in_place_module, part, profile.loss, steps=warm_up)
     step = Step(
         part.samples,
         (),
         activations,
         tuple((s.bytes, s.born, s.last_use) for s in structure.storages if s.producer >= 0),
+        rows,
     )
     step = replace(
         step,
@@ -159,7 +164,7 @@ def _step(
             for i, name in enumerate(structure.names)
         ),
     )
-    ranged, _ = measure_step(graph.rewritten(_by_ranges(graph, profile.loss)), part, profile.loss, steps=0)
+    ranged, _ = measure_step(graph.rewritten(replace(_by_ranges(graph, profile.loss), rows=tuple(rows))), part, profile.loss, steps=0)
     return replace(step, operations=with_workspace(profile, graph, step, exact, ranged))
 
 

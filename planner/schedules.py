@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from planner.footprint import timeline
+from planner.footprint import timeline, without_rows
 from planner.integer_program import IntegerProgram
 from planner.menu import allowed_menu
 from planner.plan import EARLY_UPDATE, MICRO_BATCH, SLICES, Correction, Schedule
@@ -56,7 +56,7 @@ class Programs:
 
     @cached_property
     def _menu(self) -> Profile:
-        return allowed_menu(self.profile, self.request.may_use)
+        return allowed_menu(without_rows(self.profile) if self.request.own_loop else self.profile, self.request.may_use)
 
     def __iter__(self) -> Iterator[IntegerProgram]:
         yield from self.undivided

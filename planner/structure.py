@@ -9,9 +9,9 @@ from torch.fx import Node
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
+from memfit.arguments import arguments
 from memfit.losses import loss_of
 from memfit.overwriting import HARDTANHS, RELUS
-from memfit.program import arguments
 from memfit.rewriting import holds_its_result
 from planner.capture import NamedRun, TrainingGraph, source_of, target_name
 from planner.profile import Overwritten

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from planner.capture import TrainingGraph
-from planner.footprint import timeline
+from planner.footprint import gradient_bytes, timeline, update_bytes
 from planner.plan import INDEX, MASK, Schedule
 from planner.profile import Moment, Operation, Phase, Profile, Step
 from planner.record import Recording
@@ -24,7 +24,7 @@ def with_workspace(profile: Profile, graph: TrainingGraph, step: Step, exact: Re
     known, known_ranged = _known(plainly, everything), _known(plainly, replace(everything, whole=everything.whole - _own(step)))
     early = timeline(alone, Optimizer(), Schedule(step.batch_size, early_updates=True))
     updated = _known(early, everything)
-    complete = {p.name: (p.bytes, min(early.readers[p.name])) for p in profile.parameters if p.name in early.readers}
+    complete = {p.name: (gradient_bytes(step, p), min(early.readers[p.name])) for p in profile.parameters if p.name in early.readers}
 
     def beyond(phase: Phase, operation: str) -> int:
         moment = Moment(phase, operation)
@@ -44,7 +44,8 @@ def with_workspace(profile: Profile, graph: TrainingGraph, step: Step, exact: Re
         if first is None or moment not in exact.ends:
             return 0
         earlier = sum(size for size, at in complete.values() if at > i)
-        return profile.static_bytes + exact.ends[moment] - earlier - updated[Moment("update", first)]
+        update = next(update_bytes(early, parameter) for parameter in profile.parameters if parameter.name == first)
+        return profile.static_bytes + exact.ends[moment] - earlier - (updated[Moment("update", first)] - update)
 
     return tuple(
         replace(

@@ -47,6 +47,7 @@ class _Again(torch.autograd.Function):
         ctx.operation, ctx.forms, ctx.counts = operation, forms, counts
         ctx.shapes = [None if tensor is None else tensor.shape for tensor in own]
         ctx.by_samples = [operation.goes_by_samples(at, own) for at in range(len(own))]
+        ctx.widest = operation.widest(own, result)
         whole = (None if form is not None else tensor for form, tensor in zip(forms, own, strict=True))
         ctx.save_for_backward(*whole, *tensors[len(own) :])
         return result
@@ -57,7 +58,7 @@ class _Again(torch.autograd.Function):
         make_room(4 * grad.nbytes)
         wanted = ctx.needs_input_grad[4 : 4 + own]
         grads: list[Tensor | None] = [None] * own
-        step = samples_at_once(tuple(grad.shape), grad.element_size())
+        step = samples_at_once(ctx.widest, grad.element_size())
         for start in range(0, grad.shape[0], step):
             some = slice(start, min(start + step, grad.shape[0]))
             parts = ctx.operation.gradients(list(_inputs(ctx, saved, some)), wanted, grad[some])
@@ -122,6 +123,10 @@ class Again(nn.Module):
     def run(self, tensors: tuple[Tensor | None, ...] | list[Tensor | None], over_input: bool = False) -> Tensor:
         target = IN_PLACE[self.target] if over_input else self.target
         return target(**self.constants, **dict(zip(self.tensors, tensors, strict=True)))  # type: ignore[no-any-return]
+
+    def widest(self, own: tuple[Tensor | None, ...], result: Tensor) -> tuple[int, ...]:
+        """Shape of the largest tensor that working it out makes."""
+        return tuple(result.shape)
 
     def goes_by_samples(self, at: int, own: tuple[Tensor | None, ...]) -> bool:
         first, tensor = own[0], own[at]

@@ -149,19 +149,22 @@ def test_convolution(case: dict[str, Any]) -> None:
     assert all(relative_error(a, b) <= CLOSE for a, b in zip(our_bias, bias_grad, strict=True))
 
 
-@given(data=st.data(), between=st.lists(st.integers(1, 3), max_size=3), bias=st.booleans(), seed=st.integers(0, 9))
+@given(data=st.data(), between=st.lists(st.integers(1, 3), max_size=3), bias=st.booleans(), columns=st.booleans(), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=100)
-def test_linear_on_two_to_five_axes(data: st.DataObject, between: list[int], bias: bool, seed: int) -> None:
+def test_linear_on_two_to_five_axes(data: st.DataObject, between: list[int], bias: bool, columns: bool, seed: int) -> None:
     shape = (data.draw(st.integers(1, 5)), *between, data.draw(st.integers(1, 6)))
     form = data.draw(forms(shape))
     x, weight = random(shape, seed).requires_grad_(), random((data.draw(st.integers(1, 4)), shape[-1]), seed + 1).requires_grad_()
     bias_O = random(tuple(weight.shape[:1]), seed + 2).requires_grad_() if bias else None
 
-    ours = linear(x, weight, bias_O, hold(form, x))
+    as_kept = weight.detach().mT.contiguous().requires_grad_() if columns else weight
+    ours = linear(x, as_kept, bias_O, hold(form, x), transposed=columns)
     truth = F.linear(x, weight, bias_O)
 
     assert relative_error(ours, truth) <= CLOSE
-    our_x, our_weight, *our_bias = gradients(ours, [x, weight, bias_O], seed)
+    our_x, our_weight, *our_bias = gradients(ours, [x, as_kept, bias_O], seed)
+    assert our_weight.is_contiguous()
+    our_weight = our_weight.mT if columns else our_weight
     x_grad, _, *bias_grad = gradients(truth, [x, weight, bias_O], seed)
     (weight_grad,) = gradients(F.linear(restored(form, x.detach()), weight), [weight], seed)
     assert relative_error(our_x, x_grad) <= CLOSE

@@ -1,5 +1,6 @@
 """Networks with what is awkward: branches, in-place rectifiers, groups, uneven padding, dropout, attention, shared inputs."""
 
+import math
 import warnings
 
 import torch
@@ -43,7 +44,7 @@ class Attending(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(11, 12)
+        self.embedding = nn.Embedding(100, 12, padding_idx=0)
         self.position = nn.Parameter(torch.randn(6, 12) * 0.1)
         self.norm = nn.LayerNorm(12)
         self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
@@ -83,6 +84,39 @@ class Gated(nn.Module):
         return result
 
 
+class Written(nn.Module):
+    """A small GPT: weights by columns, gelu written out, attention and sums with dropout, the embedding tied to the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        self.position = nn.Parameter(torch.randn(5, 8) * 0.1)
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.sizes = {"qkv": (8, 24), "out": (8, 8), "up": (8, 16), "down": (16, 8)}
+        self.weights = nn.ParameterDict({name: torch.randn(size) / size[0] ** 0.5 for name, size in self.sizes.items()})
+        self.biases = nn.ParameterDict({name: torch.randn(size[1]) * 0.1 for name, size in self.sizes.items()})
+        self.dropout = nn.Dropout(0.2)
+
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.biases[name], x.view(-1, x.shape[-1]), self.weights[name])
+        return flat.view(*x.shape[:-1], flat.shape[-1])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.dropout(self.embedding(tokens) + self.position)
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.layer("qkv", self.first(x)).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.3)
+        x = x + self.dropout(self.layer("out", y.transpose(1, 2).flatten(-2)))
+        y = self.layer("up", self.second(x))
+        y = 0.5 * y * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (y + 0.044715 * torch.pow(y, 3.0))))
+        x = x + self.layer("down", y)
+        return F.linear(x, self.embedding.weight)
+
+
+def written_sample(batch: int = 6) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return {"inputs.tokens": torch.randint(9, (batch, 5)), "targets": torch.randint(9, (batch, 5))}
+
+
 def gated_sample(batch: int = 5) -> dict[str, Tensor]:
     torch.manual_seed(4)
     return {"inputs.0": torch.randn(batch, 3, 6, 8), "targets": torch.randint(4, (batch,))}
@@ -116,6 +150,8 @@ def graph_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[TrainingGra
         model.norm.running_mean, model.norm.running_var = torch.randn(8) * 0.1, torch.rand(8) + 0.5
     elif name == "gated":
         model, sample, loss = Gated(), gated_sample(), "cross_entropy"
+    elif name == "written":
+        model, sample, loss = Written(), written_sample(), "cross_entropy"
     else:
         model, sample, loss = Attending(), attending_sample(), "output:loss"
     sample = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in sample.items()}

@@ -24,6 +24,7 @@ def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
     if count > 2 and draw(st.booleans()):
         reads[-1] = (*reads[-1], "w0")  # tied
     structure = draw(activations(reads, inputs, parameters))
+    by_rows = frozenset(p.name for p in parameters if not draw(st.integers(0, 2)))
     sizes = [4, 2, 1][: draw(st.integers(1, steps))]
     splits = tuple(f"op{i}" for i in range(count - 1) if all(i <= min(inputs[j]) for j in range(i + 1, count)) and not tied(reads, i))
     batch_bytes = sizes[0] * draw(st.integers(0, 2))
@@ -34,7 +35,7 @@ def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
         static_bytes=batch_bytes + draw(amounts),
         batch_bytes=batch_bytes,
         parameters=tuple(parameters),
-        steps=tuple(draw(step(size, reads, inputs, structure)) for size in sizes),
+        steps=tuple(draw(step(size, reads, inputs, structure, by_rows)) for size in sizes),
         splits=splits if len(sizes) > 1 else (),
         plain_peak_bytes=1 << 20,
         plain_seconds=1.0,
@@ -47,7 +48,12 @@ def tied(reads: list[tuple[str, ...]], i: int) -> bool:
 
 @st.composite
 def step(
-    draw: st.DrawFn, size: int, reads: list[tuple[str, ...]], inputs: list[tuple[int, ...]], structure: tuple[Activation, ...]
+    draw: st.DrawFn,
+    size: int,
+    reads: list[tuple[str, ...]],
+    inputs: list[tuple[int, ...]],
+    structure: tuple[Activation, ...],
+    by_rows: frozenset[str],
 ) -> Step:
     """One size of a step: the bytes are its own, what is lost is not."""
 
@@ -89,6 +95,7 @@ def step(
         ),
         activations=resized_structure,
         storages=tuple(storages),
+        rows={name: draw(st.integers(1, 3)) for name in sorted(by_rows)},
     )
 
 

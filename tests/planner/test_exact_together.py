@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import planner.plan
+from memfit import row_updates
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.operators import held
@@ -55,13 +56,14 @@ def case(name: str) -> Case:
 
 @pytest.fixture(autouse=True)
 def small_ranges() -> Iterator[None]:
-    """Restore few samples at a time, so that these small tensors are worked through in several ranges."""
+    """Restore few samples and update few rows at a time, so that these small tensors are worked through in several ranges."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(held, "RESTORE_BYTES", 1000)
+        patch.setattr(row_updates, "RANGE_BYTES", 1000)
         yield
 
 
-@pytest.mark.parametrize("name", ["convolutional", "attending", "gated"])
+@pytest.mark.parametrize("name", ["convolutional", "attending", "gated", "written"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=25)
 def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
@@ -99,6 +101,7 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
         masks=tuple(masks),
         forms=tuple(forms),
         in_place=in_place,
+        rows=tuple(p for p in it.profile.whole.rows if p in trained and data.draw(st.booleans(), label=f"rows of {p}")),
         micro_batch=schedule.micro_batch,
         early_updates=schedule.early_updates,
         split=schedule.split,

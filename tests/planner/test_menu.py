@@ -39,7 +39,7 @@ def test_a_request_finds_the_best_of_the_techniques_it_allows(menu: list[Option]
 
     form = Form("a", (0,), tuple(menu))
     activation = Activation("a", 0, (1,), "float32", 4, 0, 0, (Holder(0, "weight", "w"),), (form,))
-    profile = Profile("", "mse", "frozen", 0, (), (Step(1, (), (activation,), ()),), (), 0, 0.0)
+    profile = Profile("", "mse", "frozen", 0, (), (Step(1, (), (activation,), (), {}),), (), 0, 0.0)
     found = allowed_menu(profile, may_use).whole.activations[0].forms[0].options
     allowed = [option for option in menu if may_use(option.technique)]
     assert all(option in allowed for option in found)

@@ -33,6 +33,7 @@ def profile_of(size: int) -> Step:
             for i in range(ACTIVATIONS)
         ),
         tuple((40 * size, i, i + 1) for i in range(ACTIVATIONS)),
+        {},
     )
 
 

@@ -40,7 +40,9 @@ def step_of(profile: Profile, schedule: Schedule) -> Step:
             activations.append(replace(activation, bytes=0, forms=()))
     crossing_stays = (replace(o, over=None) if o.over and o.over.producer <= cut else o for o in large.operations[cut + 1 :])
     operations = (*small.operations[: cut + 1], *crossing_stays)
-    return Step(large.batch_size, operations, tuple(activations), ())
+    before = {name for operation in operations[: cut + 1] for name in operation.parameters}
+    rows = {name: (small if name in before else large).rows[name] for name in large.rows}
+    return Step(large.batch_size, operations, tuple(activations), (), rows)
 
 
 def _after(option: Option, cut: int) -> tuple[int, ...]:
@@ -105,15 +107,25 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
             total = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, time)
             if moment.phase == "update":
                 own = next(p for p in profile.parameters if p.name == moment.operation)
-                total += 2 * own.bytes * (optimizer.states == 2 and own.name in choices.trained)
+                total += _update(profile, step, schedule, passes, own, optimizer) * (own.name in choices.trained)
             if runs:
                 total += _live(profile, schedule, step, choices, each, time) + (crossing(profile, cut) if cut >= 0 else 0)
             bytes_at[moment] = total
     end = Moment("update", "optimizer")
     bytes_at[end] = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, 4000)
-    if optimizer.states == 2 and not schedule.early_updates:
-        bytes_at[end] += 2 * max(parameter.bytes for parameter in profile.parameters)
+    if not schedule.early_updates:
+        bytes_at[end] += max(_update(profile, step, schedule, passes, parameter, optimizer) for parameter in profile.parameters)
     return bytes_at
+
+
+def _update(profile, step, schedule, passes, parameter, optimizer) -> int:  # type: ignore[no-untyped-def]
+    """A parameter of one row: of that a range is all. Of its gradient all rows there are."""
+    total = 2 * parameter.bytes * (optimizer.states == 2)
+    if parameter.name in step.rows:
+        first = min(i for i, operation in enumerate(step.operations) if parameter.name in operation.parameters)
+        samples = schedule.slice if len(passes) == 2 and first in passes[1].operations else schedule.micro_batch
+        total += parameter.bytes + -(-profile.steps[0].batch_size // samples) * step.rows[parameter.name]
+    return int(total)
 
 
 def _completes(step: Step, parameter: str, operation: int) -> bool:
@@ -139,18 +151,20 @@ def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # t
             continue
         n, here = next((n, each) for n, each in enumerate(passes) if reading[0] in each.operations)
         readers = [here.backward(i) for i in reading]
+        rows, of_part = parameter.name in step.rows, step.rows.get(parameter.name, parameter.bytes)
+        parts = -(-profile.steps[0].batch_size // (schedule.slice if n == 1 else schedule.micro_batch))
+        of_all = parts * of_part if rows else of_part  # rows one after the other
+        adding = of_part + of_all * rows  # which are copied for each part's
         growing = min(readers) <= time <= max(readers)
         applied = time == max(readers) + 0.25  # the whole gradient's update, or that of another one of the same operation
         if n == 1:  # before the split: slices add up
-            total += (
-                parameter.bytes * (time >= here.start - 0.5 and not (schedule.early_updates and time == 4000)) + parameter.bytes * growing
-            )
+            total += of_all * (time >= here.start - 0.5 and not (schedule.early_updates and time == 4000)) + adding * growing
         elif schedule.micro_batch < profile.steps[0].batch_size:
-            total += parameter.bytes + parameter.bytes * growing
+            total += of_all + adding * growing
         elif schedule.early_updates:
-            total += parameter.bytes * (growing or applied)
+            total += of_part * (growing or applied)
         else:
-            total += parameter.bytes * (time >= min(readers))
+            total += of_part * (time >= min(readers))
     return int(total)
 
 
