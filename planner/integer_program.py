@@ -1,5 +1,6 @@
 """The choice, for one schedule, as a mixed-integer linear program for HiGHS."""
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +24,10 @@ ROUNDING_SECONDS = 1.0
 SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
 TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
-NEAR = 0.5  # of the budget: moments that close to it in the relaxation have rows in the program
+NEAR = 0.02  # of the budget: moments that close to it in the relaxation have rows in the program
 AT_ONCE = 24  # moments that get rows together
-RETRIES = 10  # of a solution that overfills moments without rows, or is a few bytes over for all that
+REMEMBERED = 64  # answers, for others within narrower limits
+RETRIES = 30  # of a solution that overfills moments without rows, or is a few bytes over for all that
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Limits:
     budget_bytes: int
     loss: float = np.inf
     seconds: float = np.inf
+
+    def allow(self, other: "Limits") -> bool:
+        """Whether all that keeps to the others keeps to these."""
+        return self.budget_bytes >= other.budget_bytes and self.loss >= other.loss and self.seconds >= other.seconds
 
 
 @dataclass
@@ -101,11 +107,22 @@ class IntegerProgram:
         """Choices that train everything and lose nothing, in the least time; None where there are none."""
         if self.peak_of_everything <= limits.budget_bytes and self.seconds_of_everything <= limits.seconds:
             return self.everything
-        problem = _Problem(self._seconds, SECONDS_GAP, *self._nothing_lost)
-        if self._relaxed(problem, limits) is None:
-            return None
-        solved = self._solve(problem, limits)
-        return solved and solved[0]
+        for wider, known in self._exact:
+            if wider.allow(limits) and (known is None or self._keep(known, limits)):
+                return known
+        found = self._solve(_Problem(self._seconds, SECONDS_GAP, *self._nothing_lost), limits)
+        self._exact.append((limits, found and found[0]))
+        return found and found[0]
+
+    @cached_property
+    def _exact(self) -> deque[tuple[Limits, Choices | None]]:
+        """What was found within other limits: where it keeps to narrower ones it is the fastest there too, and where there was nothing
+        there is nothing.
+        """
+        return deque(maxlen=REMEMBERED)
+
+    def _keep(self, choices: Choices, limits: Limits) -> bool:
+        return self.timeline.peak_bytes(choices) <= limits.budget_bytes and self.seconds_of(choices) <= limits.seconds
 
     def least_loss(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS, start: Choices | None = None) -> tuple[Choices, float] | None:
         """The choices that lose least, and the proven least loss of any; None where nothing keeps to the limits.
@@ -114,7 +131,10 @@ class IntegerProgram:
             seconds: for which HiGHS may search.
             start: choices within the limits, to be bettered.
         """
-        return self._solve(replace(self._any_loss, seconds=seconds, start=start), limits)
+        solved = self._solve(replace(self._any_loss, seconds=seconds, start=start), limits)
+        if solved is not None:
+            self._bounds.append((limits, solved[1]))
+        return solved
 
     def rounded(self, limits: Limits) -> Choices | None:
         """Choices close to those that lose least, quickly: what the relaxation decides of options stands, and the rest is chosen anew
@@ -132,7 +152,18 @@ class IntegerProgram:
     def least_loss_bound(self, limits: Limits) -> float:
         """No choices within the limits lose less; infinite where there are none. Quick: it lets choices be made by parts."""
         solved = self._relaxed(self._any_loss, limits)
-        return np.inf if solved is None else solved.bound
+        bound = np.inf if solved is None else solved.bound
+        self._bounds.append((limits, bound))
+        return bound
+
+    def known_bound(self, limits: Limits) -> float:
+        """The same from what was proved within wider limits, at once; 0 where nothing was."""
+        return max((bound for wider, bound in self._bounds if wider.allow(limits)), default=0.0)
+
+    @cached_property
+    def _bounds(self) -> deque[tuple[Limits, float]]:
+        """Least losses that were proved, and within which limits."""
+        return deque(maxlen=REMEMBERED)
 
     def least_seconds(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> Choices | None:
         """The choices that take the least time."""

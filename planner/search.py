@@ -74,17 +74,33 @@ def _fastest_exact(programs: list[IntegerProgram], limits: Limits, fastest: Solu
 
 
 def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) -> Solution | None:
-    """The most promising schedule first; of the others only what is better, while there is time."""
+    """The most promising schedule first; of the others only what is better, while there is time.
+
+    A schedule's bound is what is known from wider limits, then that of its relaxation, then what its search proves; each is looked at
+    only while it is the lowest of all.
+    """
     started = perf_counter()
-    bounds = [program.least_loss_bound(limits) for program in programs]
-    order = sorted((n for n, bound in enumerate(bounds) if bound < np.inf), key=lambda n: bounds[n])
-    found = [Solution(programs[n], choices, 0.0) for n in order[:1] if (choices := programs[n].rounded(limits)) is not None]
-    for n in order:
+    bounds = [program.known_bound(limits) for program in programs]
+    queue = [(bound, False, n) for n, bound in enumerate(bounds)]
+    heapify(queue)
+    found: list[Solution] = []
+    while queue:
+        bound, relaxed, n = heappop(queue)
         least = min((solution.loss for solution in found), default=np.inf)
         left = seconds - (perf_counter() - started)
-        if bounds[n] >= least - LOSS_GAP or (found and left <= 0):
+        if bound >= least - LOSS_GAP or (found and left <= 0):
+            break
+        if not relaxed:
+            bounds[n] = max(bound, programs[n].least_loss_bound(limits))
+            if bounds[n] < np.inf:
+                heappush(queue, (bounds[n], True, n))
             continue
-        start = next((solution.choices for solution in found if solution.program is programs[n]), None)
+        start = None
+        if not found and (start := programs[n].rounded(limits)) is not None:
+            found.append(Solution(programs[n], start, 0.0))
+            least = found[0].loss
+            if left <= 0 or bound >= least - LOSS_GAP:
+                break
         wanted = limits if start is not None else replace(limits, loss=min(limits.loss, least - LOSS_GAP))
         solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS, start)
         if solved is not None:
