@@ -26,6 +26,7 @@ from planner.request import Budget, Optimizer, PlanRequest
 from planner.schedules import Programs
 from planner.search import least_peak, limits_of
 from planner.solver import best_plan, plain_peak_bytes, programs_for, solve
+from planner.trainable import layers as layers_of
 from planner.trainable import weights
 from service.documents import PROFILE
 
@@ -77,15 +78,31 @@ def budgets(programs: Programs) -> Iterator[int]:
         yield smallest[1] + (plain - smallest[1]) * n // (BUDGETS + 1)
 
 
+def options(profile: Profile) -> tuple[list[int], list[int]]:
+    """How many options there are for each form of what layers read, and of what other operations hold."""
+    step, of = profile.whole, set(layers_of(profile))
+    found: tuple[list[int], list[int]] = ([], [])
+    for activation in step.activations:
+        for form in activation.forms:
+            if form.options:
+                found[not any(activation.holders[h].operation in of for h in form.holders)].append(len(form.options))
+    return found
+
+
 def choice_row(name: str, profile: Profile, found: list[Solved]) -> list[str]:
-    options = [
-        len(form.options) for a in profile.whole.activations for form in a.forms if form.options and form.options[0].technique != "mask"
-    ]
+    of_layers, of_others = options(profile)
     started = perf_counter()
     points = list(frontier(programs_for(profile, PlanRequest(None, OPTIMIZER)), POINTS))
     seconds = perf_counter() - started
     assert len(points) == POINTS
-    return [name, f"{len(profile.whole.activations)}", f"{median(options):.0f}", *solved_cells(found), f"{seconds:.1f}"]
+    return [
+        name,
+        f"{len(profile.whole.activations)}",
+        f"{median(of_layers):.0f}",
+        f"{median(of_others):.0f}",
+        *solved_cells(found),
+        f"{seconds:.1f}",
+    ]
 
 
 def solved_cells(found: list[Solved]) -> list[str]:
@@ -188,13 +205,23 @@ def main() -> None:
             rows.append(choice_row(name, profile, found))
             beside += compared(name, profile)
             print(*rows[-1], sep="  ", flush=True)
-    rows.append(["all", "", "", *solved_cells(all_found), ""])
+    rows.append(["all", "", "", "", *solved_cells(all_found), ""])
     write_between(
         "choice",
         f"`python -m bench.choice`: {BUDGETS} budgets each, from the least to the plain peak, momentum. Seconds are median / worst; the "
         "programs are made anew for each budget, or kept from one to the next, as the service does.",
         [
-            *("model", "activations", "options of one", "first answer, made anew", "programs kept", "searched", "gap ≤ 0.1 %", "worst gap"),
+            *(
+                "model",
+                "activations",
+                "options of a layer's input",
+                "of what others hold",
+                "first answer, made anew",
+                "programs kept",
+                "searched",
+                "gap ≤ 0.1 %",
+                "worst gap",
+            ),
             f"frontier of {POINTS} points, s",
         ],
         rows,

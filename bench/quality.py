@@ -14,7 +14,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -46,12 +46,57 @@ from planner.solver import plain_peak_bytes, solve
 from planner.trainable import last_layers, layers, weights
 
 OPTIMIZER = Optimizer("sgd", MOMENTUM)
-SEEDS, STEPS, BATCH_SIZE = 5, 24, 64
-RATES = (0.004, 0.02, 0.1)  # at the start; the best is found with an order of its own
-PLANNED, RELATIVE, RANDOM = 9, 6, 8
-LASTS = (1, 2, 4, 8, 14)
+SEEDS, STEPS, BATCH_SIZE = 5, 16, 32
+RATES = (0.01, 0.05)  # at the start; the best is found with an order of its own
+PLANNED, RELATIVE, RANDOM = 8, 4, 8
+LASTS = (1, 2, 4, 8)
 BUDGETS = (0.5, 0.35, 0.2)  # of the plain peak, at which the kinds are compared
 KINDS = ("energy", "relative", "one ε", "last layers", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """Of one parameter, of the first batch.
+
+    Attributes:
+        energy: of the exact gradient.
+        lost: energy of what the plan's gradient differs by.
+        elements: how many numbers it has.
+        size: the sum of the squares of its values.
+    """
+
+    name: str
+    energy: float
+    lost: float
+    elements: int
+    size: float
+
+    @property
+    def kept(self) -> float:
+        return 1.0 - self.lost / self.energy
+
+
+def weighed(weight: Callable[[Gradient], float]) -> Callable[[list[Gradient]], float]:
+    """The mean of each parameter's own fidelity, weighed."""
+    return lambda every: sum(weight(each) * each.kept for each in every) / sum(map(weight, every))
+
+
+def by_layer(every: list[Gradient]) -> float:
+    """The mean of layers' fidelities, a layer's parameters together."""
+    of: dict[str, list[Gradient]] = {}
+    for each in every:
+        of.setdefault(each.name.rpartition(".")[0], []).append(each)
+    return mean(1.0 - sum(each.lost for each in layer) / sum(each.energy for each in layer) for layer in of.values())
+
+
+SCORES: dict[str, Callable[[list[Gradient]], float]] = {
+    "fidelity": weighed(lambda each: each.energy),
+    "relative": weighed(lambda each: 1.0),
+    "by layer": by_layer,
+    "by elements": weighed(lambda each: each.elements),
+    "by norm": weighed(lambda each: each.energy**0.5),
+    "by size": weighed(lambda each: each.size),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +104,13 @@ class Tried:
     """One plan: what it is, what its step took, the rate that suits it, and the accuracies it came to.
 
     Attributes:
-        fidelity: measured, of the first batch: of the energy of all gradients.
-        relative: the mean over parameters of each one's own.
+        scores: by each of `SCORES`, measured on the first batch.
     """
 
     kind: str
     plan: Plan
     measured_bytes: int
-    fidelity: float
-    relative: float
+    scores: dict[str, float]
     rate: float
     accuracies: tuple[float, ...]
 
@@ -143,25 +186,26 @@ class Bench:
         measured = step_peak_bytes(
             lambda: step(part.images, part.digits), lambda: [*model.parameters(), *model.buffers(), part.images, part.digits]
         )
-        lost = self._lost(checkpoint)
-        fidelity = 1.0 - sum(each for each, _ in lost) / sum(energy for _, energy in lost)
-        relative = 1.0 - mean(each / energy for each, energy in lost if energy)
+        gradients = self._gradients(checkpoint)
+        scores = {name: score(gradients) for name, score in SCORES.items()}
         rate = max(RATES, key=lambda rate: self._accuracy(checkpoint, rate, SEEDS))
         accuracies = tuple(self._accuracy(checkpoint, rate, seed) for seed in range(SEEDS))
-        return Tried(kind, plan, measured, fidelity, relative, rate, accuracies)
+        return Tried(kind, plan, measured, scores, rate, accuracies)
 
-    def _lost(self, checkpoint: Path) -> list[tuple[float, float]]:
-        """Of each parameter, what the plan's gradient of the first batch loses, and the energy of the exact one."""
+    def _gradients(self, checkpoint: Path) -> list[Gradient]:
+        """Of each parameter with a gradient."""
         part, found = self.device.part(0, BATCH_SIZE), []
         for path in (self.program, checkpoint):
             model = capture(torch.export.load(path)).module if path == self.program else memfit.load(path).train()
             functional.cross_entropy(model(part.images), part.digits).backward()
-            found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+            found.append({name: (p, p.grad) for name, p in model.named_parameters() if p.grad is not None})
         exact, ours = found
-        return [
-            (float((g - ours[name] if name in ours else g).double().square().sum()), float(g.double().square().sum()))
-            for name, g in exact.items()
-        ]
+        made = []
+        for name, (p, g) in exact.items():
+            difference = g - ours[name][1] if name in ours else g
+            energies = [float(each.detach().double().square().sum()) for each in (g, difference, p)]
+            made.append(Gradient(name, energies[0], energies[1], p.numel(), energies[2]))
+        return [each for each in made if each.energy]
 
     def _accuracy(self, checkpoint: Path, rate: float, seed: int) -> float:
         torch.manual_seed(seed)
@@ -205,7 +249,7 @@ def row_at(budget: float, bench: Bench, every: list[Tried]) -> Iterator[str]:
 def correlation_row(bench: Bench, kinds: tuple[str, ...], every: list[Tried]) -> list[str]:
     chosen = [each for each in every if each.kind in kinds]
     accuracies = [mean(each.accuracies) for each in chosen]
-    found = [spearmanr(values, accuracies).statistic for values in ([e.fidelity for e in chosen], [e.relative for e in chosen])]
+    found = [spearmanr([each.scores[score] for each in chosen], accuracies).statistic for score in SCORES]
     return [bench.name, kinds[0] if len(kinds) == 1 else "all", str(len(chosen)), *(f"{each:.2f}" for each in found)]
 
 
@@ -223,7 +267,7 @@ def main() -> None:
                 every.append(bench.tried(kind, plan))
                 print(
                     f"{kind:12} {100 * every[-1].measured_bytes / bench.plain_bytes:5.1f} % fidelity {plan.fidelity:.4f} "
-                    f"measured {every[-1].fidelity:.4f} relative {every[-1].relative:.4f} "
+                    f"measured {' '.join(f'{score:.4f}' for score in every[-1].scores.values())} "
                     f"accuracy {100 * mean(every[-1].accuracies):.1f} at {every[-1].rate}",
                     flush=True,
                 )
@@ -235,8 +279,9 @@ def main() -> None:
     write_between(
         "correlation",
         f"{command}: rank correlation (Spearman) of accuracy after fine-tuning with the fidelity, of the energy of all gradients, and with "
-        "the mean of all parameters' own fidelities, both measured on the first batch.",
-        ["network", "plans", "count", "fidelity", "relative"],
+        "the mean of all parameters' own fidelities: each alike (relative), a layer's parameters together, or weighed by the number of "
+        "elements, the norm of the gradient, or the energy of the parameter itself. All are measured on the first batch.",
+        ["network", "plans", "count", *SCORES],
         correlations,
     )
 

@@ -1,6 +1,6 @@
 """The frontier: what is to be had at every budget, from the least that fits to the plain peak."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from planner.chosen import activation_choices
@@ -38,26 +38,35 @@ class FrontierPoint:
     changes: tuple[str, ...]
 
 
-def frontier(programs: Programs, points: int = POINTS) -> Iterator[FrontierPoint]:
+def frontier(programs: Programs, points: int = POINTS, looked: Callable[[float], None] = lambda part: None) -> Iterator[FrontierPoint]:
     """The best quickly found plan at budgets from the least to the plain peak, evenly spaced, the smallest first.
 
-    A plan that is better than what is found in a larger budget stands there too: more budget never harms.
+    They are looked at from the largest on: the best plan of one budget is the best of a smaller one, too, if it fits, and what is proved
+    of one holds for the smaller ones. A plan that is better than what is found in a larger budget stands there too: more budget never
+    harms.
 
     Args:
         programs: with a request whose budget is left out.
+        looked: hears which part is done.
     """
     plain_bytes = plain_peak_bytes(programs.profile, programs.request.optimizer)
     smallest = least_peak(programs, limits_of(programs, plain_bytes))
     assert smallest is not None, "the plain step loses nothing"
     least_bytes, best, before = smallest[1], smallest[0], None
-    for n in range(points):
-        budget_bytes = least_bytes + (max(plain_bytes, least_bytes) - least_bytes) * n // max(1, points - 1)
-        found = search(programs, limits_of(programs, budget_bytes), 0.0)
-        if found is not None and found.loss <= best.loss:
-            best = found
-        bound = 1.0 - (found.least_loss if found is not None else 0.0)
-        point = _point(programs, best, budget_bytes, max(bound, 1.0 - best.loss), before)
-        yield point
+    budgets = [least_bytes + (max(plain_bytes, least_bytes) - least_bytes) * n // max(1, points - 1) for n in range(points)]
+    found: dict[int, Solution | None] = {}
+    larger: Solution | None = None
+    for done, budget_bytes in enumerate(reversed(budgets), start=1):
+        if larger is None or larger.program.timeline.peak_bytes(larger.choices) > budget_bytes:
+            larger = search(programs, limits_of(programs, budget_bytes), 0.0)
+        found[budget_bytes] = larger
+        looked(done / points)
+    for budget_bytes in budgets:
+        here = found[budget_bytes]
+        if here is not None and here.loss <= best.loss:
+            best = here
+        bound = 1.0 - (here.least_loss if here is not None else 0.0)
+        yield _point(programs, best, budget_bytes, max(bound, 1.0 - best.loss), before)
         before = best
 
 

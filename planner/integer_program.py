@@ -1,6 +1,7 @@
 """The choice, for one schedule, as a mixed-integer linear program for HiGHS."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter
@@ -15,7 +16,7 @@ from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
 
 TIME_PRICE = 1e-6  # of the objective, for one plain step of time: breaks ties, never buys fidelity worth measuring
 OPTION_PRICE = 1e-3  # of a plain step: between ways of the same time, the one with fewer options
-LOSS_GAP = 1e-3  # of the objective, to which a plan's loss is proved to be the least
+LOSS_GAP = 9e-4  # of the objective, to which a plan's loss is proved to be the least
 SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
 PEAK_GAP = 1e-9  # of the plain step's peak, for the least peak
 TIME_LIMIT_SECONDS = 10.0
@@ -23,9 +24,10 @@ ROUNDING_SECONDS = 1.0
 SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
 TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
-NEAR = 0.5  # of the budget: moments that close to it in the relaxation have rows in the program
+NEAR = 0.02  # of the budget: moments that close to it in the relaxation have rows in the program
 AT_ONCE = 24  # moments that get rows together
-RETRIES = 10  # of a solution that overfills moments without rows, or is a few bytes over for all that
+REMEMBERED = 64  # answers, for others within narrower limits
+RETRIES = 30  # of a solution that overfills moments without rows, or is a few bytes over for all that
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Limits:
     budget_bytes: int
     loss: float = np.inf
     seconds: float = np.inf
+
+    def allow(self, other: "Limits") -> bool:
+        """Whether all that keeps to the others keeps to these."""
+        return self.budget_bytes >= other.budget_bytes and self.loss >= other.loss and self.seconds >= other.seconds
 
 
 @dataclass
@@ -101,38 +107,66 @@ class IntegerProgram:
         """Choices that train everything and lose nothing, in the least time; None where there are none."""
         if self.peak_of_everything <= limits.budget_bytes and self.seconds_of_everything <= limits.seconds:
             return self.everything
-        problem = _Problem(self._seconds, SECONDS_GAP, *self._nothing_lost)
-        if self._relaxed(problem, limits) is None:
-            return None
-        solved = self._solve(problem, limits)
+        for wider, known in self._exact:
+            if wider.allow(limits) and (known is None or self._keep(known, limits)):
+                return known
+        found = self._solve(_Problem(self._seconds, SECONDS_GAP, *self._nothing_lost), limits)
+        self._exact.append((limits, found and found[0]))
+        return found and found[0]
+
+    @cached_property
+    def _exact(self) -> deque[tuple[Limits, Choices | None]]:
+        """What was found within other limits: where it keeps to narrower ones it is the fastest there too, and where there was nothing
+        there is nothing.
+        """
+        return deque(maxlen=REMEMBERED)
+
+    def _keep(self, choices: Choices, limits: Limits) -> bool:
+        return self.timeline.peak_bytes(choices) <= limits.budget_bytes and self.seconds_of(choices) <= limits.seconds
+
+    def relaxed(self, limits: Limits, decided: Mapping[int, float]) -> Solved | None:
+        """The least loss where choices may be made by parts, but for variables that are decided; None where nothing keeps to the limits."""
+        return self._relaxed(self._deciding(decided), limits)
+
+    def rounded(self, relaxed: Values, limits: Limits, decided: Mapping[int, float]) -> Choices | None:
+        """Choices close to those of a relaxation, quickly: what it decides of options stands too, and the rest is chosen anew (relaxation
+        enforced neighbourhood search, Berthold 2014). None where there are none.
+        """
+        options = np.flatnonzero(self.rows.integral & (np.arange(self.rows.columns) >= self.rows.at.options))
+        stand = {int(o): float(relaxed[o] > 0.5) for o in options if not WHOLE < relaxed[o] < 1 - WHOLE}
+        solved = self._solve(replace(self._deciding(stand | dict(decided)), seconds=ROUNDING_SECONDS), limits)
         return solved and solved[0]
 
-    def least_loss(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS, start: Choices | None = None) -> tuple[Choices, float] | None:
-        """The choices that lose least, and the proven least loss of any; None where nothing keeps to the limits.
+    def least_loss(
+        self, limits: Limits, decided: Mapping[int, float], seconds: float, start: Choices | None = None
+    ) -> tuple[Choices, float] | None:
+        """The choices that lose least with variables that are decided, and the proven least loss of any such; None where nothing keeps to
+        the limits.
 
         Args:
             seconds: for which HiGHS may search.
             start: choices within the limits, to be bettered.
         """
-        return self._solve(replace(self._any_loss, seconds=seconds, start=start), limits)
+        return self._solve(replace(self._deciding(decided), seconds=seconds, start=start), limits)
 
-    def rounded(self, limits: Limits) -> Choices | None:
-        """Choices close to those that lose least, quickly: what the relaxation decides of options stands, and the rest is chosen anew
-        (relaxation enforced neighbourhood search, Berthold 2014).
-        """
-        relaxed = self._relaxed(self._any_loss, limits)
-        if relaxed is None:
-            return None
-        decided = self.rows.integral & (np.arange(self.rows.columns) >= self.rows.at.options)
-        lower = np.where(decided & (relaxed.values > 1 - WHOLE), 1.0, 0.0)
-        upper = np.where(decided & (relaxed.values < WHOLE), 0.0, self.rows.upper)
-        solved = self._solve(replace(self._any_loss, lower=lower, upper=upper, seconds=ROUNDING_SECONDS), limits)
-        return solved and solved[0]
+    def _deciding(self, decided: Mapping[int, float]) -> "_Problem":
+        lower, upper = self._any_loss.lower.copy(), self._any_loss.upper.copy()
+        for column, value in decided.items():
+            lower[column], upper[column] = value, min(value, upper[column])
+        return replace(self._any_loss, lower=lower, upper=upper)
 
-    def least_loss_bound(self, limits: Limits) -> float:
-        """No choices within the limits lose less; infinite where there are none. Quick: it lets choices be made by parts."""
-        solved = self._relaxed(self._any_loss, limits)
-        return np.inf if solved is None else solved.bound
+    def remember_bound(self, limits: Limits, bound: float) -> None:
+        """That no choices within the limits lose less was proved."""
+        self._bounds.append((limits, bound))
+
+    def known_bound(self, limits: Limits) -> float:
+        """No choices within the limits lose less, by what was proved within wider ones; 0 where nothing was."""
+        return max((bound for wider, bound in self._bounds if wider.allow(limits)), default=0.0)
+
+    @cached_property
+    def _bounds(self) -> deque[tuple[Limits, float]]:
+        """Least losses that were proved, and within which limits."""
+        return deque(maxlen=REMEMBERED)
 
     def least_seconds(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> Choices | None:
         """The choices that take the least time."""

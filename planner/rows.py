@@ -145,6 +145,14 @@ class ProgramRows:
         return integral
 
     @cached_property
+    def weights(self) -> Values:
+        """Of each parameter in the objective; 0 of one that may not train."""
+        weights = np.zeros(self.at.gradients)
+        for name, weight in self.weight.items():
+            weights[self.at.parameter[name]] = weight
+        return weights
+
+    @cached_property
     def upper(self) -> Values:
         """Most of each variable; the peak is none unless it is looked for."""
         upper = np.ones(self.columns)

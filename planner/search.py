@@ -7,12 +7,12 @@ from time import perf_counter
 
 import numpy as np
 
+from planner.branching import Branching
 from planner.integer_program import LOSS_GAP, TIME_LIMIT_SECONDS, IntegerProgram, Limits
 from planner.schedules import NOTICEABLE, Programs
 from planner.timeline import Choices
 
 UNHURRIED = 1.15  # plain steps of time: a plan that takes no more is fast enough
-SHORTEST_SEARCH = 0.2  # seconds that a schedule is given at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,36 +74,26 @@ def _fastest_exact(programs: list[IntegerProgram], limits: Limits, fastest: Solu
 
 
 def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) -> Solution | None:
-    """The most promising schedule first; of the others only what is better, while there is time."""
     started = perf_counter()
-    bounds = [program.least_loss_bound(limits) for program in programs]
-    order = sorted((n for n, bound in enumerate(bounds) if bound < np.inf), key=lambda n: bounds[n])
-    found = [Solution(programs[n], choices, 0.0) for n in order[:1] if (choices := programs[n].rounded(limits)) is not None]
-    for n in order:
-        least = min((solution.loss for solution in found), default=np.inf)
-        left = seconds - (perf_counter() - started)
-        if bounds[n] >= least - LOSS_GAP or (found and left <= 0):
-            continue
-        start = next((solution.choices for solution in found if solution.program is programs[n]), None)
-        wanted = limits if start is not None else replace(limits, loss=min(limits.loss, least - LOSS_GAP))
-        solved = programs[n].least_loss(wanted, max(left, SHORTEST_SEARCH) if found else TIME_LIMIT_SECONDS, start)
-        if solved is not None:
-            found.append(Solution(programs[n], solved[0], 0.0))
-            bounds[n] = max(bounds[n], solved[1])
-    if not found:  # in time: what takes least may fit all the same
+    branching = Branching(programs, limits)
+    branching.run(seconds, TIME_LIMIT_SECONDS)
+    if branching.best is not None:
+        _, program, choices = branching.best
+        best = Solution(program, choices, branching.bound)
+    else:  # in time: what takes least may fit all the same
         smallest = least_peak(programs, limits)
         if smallest is None or smallest[1] > limits.budget_bytes:
             return None
-        found.append(smallest[0])
-    best = _faster(min(found, key=lambda solution: solution.loss), limits, seconds - (perf_counter() - started))
-    return replace(best, least_loss=min(bounds))
+        best = replace(smallest[0], least_loss=branching.bound)
+    return _faster(best, limits, seconds - (perf_counter() - started))
 
 
 def _faster(solution: Solution, limits: Limits, seconds: float) -> Solution:
     """As good within the gap, in less time."""
     if seconds <= 0 or solution.seconds <= UNHURRIED * solution.program.plain_seconds:
         return solution
-    choices = solution.program.least_seconds(replace(limits, loss=min(limits.loss, solution.loss + LOSS_GAP / 2)), seconds)
+    most = min(limits.loss, max(solution.loss, solution.least_loss + LOSS_GAP))
+    choices = solution.program.least_seconds(replace(limits, loss=most), seconds)
     return min(solution, replace(solution, choices=choices), key=lambda each: each.seconds) if choices is not None else solution
 
 

@@ -118,11 +118,12 @@ def frontier(
             check_plot(plot)
         body = PlanBody.read(_content(context.params) | {"budget": "100%"})
         with _profiled(model, sample, body, body.plan_request) as (_, bars, _, _, profile):
-            made = []
-            for point in found(programs_for(profile, body.plan_request), points):
-                made.append(FrontierPoint.of(point))
-                bars.progress("solving", len(made) / points, "looking along the frontier")
-        answer = FrontierAnswer(points=tuple(made))
+
+            def looked(part: float) -> None:
+                bars.progress("solving", part, "looking along the frontier")
+
+            made = found(programs_for(profile, body.plan_request), points, looked)
+            answer = FrontierAnswer(points=tuple(map(FrontierPoint.of, made)))
         if plot is not None:
             frontier_plot(answer, plot)
         if as_json:

@@ -1,0 +1,124 @@
+"""The least loss of several schedules, by branch and bound over all of them at once.
+
+A node is a schedule with some of its parameters decided, and its relaxation a few steps of the simplex method from the one before: it takes
+milliseconds. Which parameters train moves the bound; which options stand then makes little difference to it, so where no parameter is
+left in parts HiGHS chooses options for the rest. Best first.
+
+Source: Land and Doig 1960.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
+from time import perf_counter
+
+import numpy as np
+
+from planner.highs import Values
+from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram, Limits
+from planner.timeline import Choices
+
+QUICK = 0.25  # of the seconds, for which a schedule is given to HiGHS as it is: many are proved at once by its cuts
+SHORTEST_SEARCH = 0.2  # seconds that options are given at least
+Decided = dict[int, float]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Node:
+    """A schedule, and values of some of its variables; no choices with these lose less than the bound."""
+
+    bound: float
+    number: int
+    program: int = field(compare=False)
+    decided: Decided = field(compare=False)
+
+
+@dataclass
+class Branching:
+    """The search for the least loss within limits.
+
+    Attributes:
+        best: the program and the choices that lose least of those found, and what they lose.
+        closed: of each program, the lowest bound of nodes that are done with.
+    """
+
+    programs: Sequence[IntegerProgram]
+    limits: Limits
+    best: tuple[float, IntegerProgram, Choices] | None = None
+
+    def __post_init__(self) -> None:
+        self._open = [Node(program.known_bound(self.limits), n, n, {}) for n, program in enumerate(self.programs)]
+        heapify(self._open)
+        self._made = len(self._open)
+        self._closed = [np.inf] * len(self.programs)
+
+    def run(self, seconds: float, longest: float) -> None:
+        """Until the best is proved, or for `seconds`; where nothing is found by then, until something is, or for `longest`."""
+        started = perf_counter()
+        while self._open and self._open[0].bound < self._wanted:
+            left = (seconds if self.best is not None else longest) - (perf_counter() - started)
+            if left <= 0:
+                break
+            self._look(heappop(self._open), max(left, SHORTEST_SEARCH), seconds > 0)
+        self._remember()
+
+    @property
+    def bound(self) -> float:
+        """No choices lose less."""
+        return min((self._bound_of(n) for n in range(len(self.programs))), default=np.inf)
+
+    @property
+    def _wanted(self) -> float:
+        """Of which bound a node still may hold something better."""
+        return self.best[0] - LOSS_GAP if self.best is not None else np.inf
+
+    def _look(self, node: Node, seconds: float, thorough: bool) -> None:
+        """Look at a node, and part it where it may hold something better.
+
+        Args:
+            thorough: whether options are chosen for `seconds` where the quick choice leaves a gap.
+        """
+        program, whole = self.programs[node.program], not node.decided
+        solved = program.relaxed(self.limits, node.decided)
+        if solved is None:
+            return
+        bound = max(node.bound, solved.bound)
+        if whole and self._open and bound > self._open[0].bound:
+            return heappush(self._open, replace(node, bound=bound))  # others come first
+        if bound < self._wanted:
+            column = _undecided(program, solved.values)
+            if whole or self.best is None:
+                self._found(program, program.rounded(solved.values, self.limits, node.decided))
+            if bound < self._wanted and (thorough or self.best is None) and (whole or column is None):
+                start = self.best[2] if whole and self.best is not None and self.best[1] is program else None
+                exactly = program.least_loss(self.limits, node.decided, QUICK * seconds if column is not None else seconds, start)
+                if exactly is not None:
+                    self._found(program, exactly[0])
+                    bound = max(bound, exactly[1])
+            if column is not None and bound < self._wanted:
+                for value in (0.0, 1.0):
+                    heappush(self._open, self._part(node, bound, column, value))
+                return
+        self._closed[node.program] = min(self._closed[node.program], bound)
+
+    def _found(self, program: IntegerProgram, choices: Choices | None) -> None:
+        if choices is not None and (self.best is None or program.loss(choices) < self.best[0]):
+            self.best = program.loss(choices), program, choices
+
+    def _part(self, node: Node, bound: float, column: int, value: float) -> Node:
+        self._made += 1
+        return Node(bound, self._made, node.program, node.decided | {column: value})
+
+    def _bound_of(self, program: int) -> float:
+        return min([self._closed[program], *(node.bound for node in self._open if node.program == program)])
+
+    def _remember(self) -> None:
+        for n, program in enumerate(self.programs):
+            program.remember_bound(self.limits, self._bound_of(n))
+
+
+def _undecided(program: IntegerProgram, values: Values) -> int | None:
+    """The parameter that the relaxation decides least, by its weight."""
+    parts = np.minimum(values, 1.0 - values)[: program.rows.at.gradients] * program.rows.weights
+    column = int(np.argmax(parts))
+    return column if parts[column] > WHOLE * program.rows.weights[column] else None
