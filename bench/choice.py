@@ -47,8 +47,8 @@ def stored_profile(name: str, folder: Path) -> Profile:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """One budget: seconds to the first answer, with its programs made anew and with those that the service keeps; to one whose gap is
-    within 0.1 % or whose time is up; and that gap.
+    """One budget: seconds to the first answer, with its programs made anew and with those that the service keeps; from there on to one
+    whose gap is within 0.1 % or whose time is up; and that gap.
     """
 
     anew: float

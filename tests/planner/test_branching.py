@@ -1,0 +1,41 @@
+"""Branch and bound against enumeration, where no schedule is proved before its parameters are decided."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner import branching
+from planner.branching import Branching
+from planner.integer_program import LOSS_GAP, Limits
+from planner.profile import Profile
+from planner.request import Optimizer, PlanRequest
+from planner.solver import programs_for
+from tests.planner.profiles import small_profiles
+from tests.reference.footprint import every_plan, footprint, lost_share, step_of
+
+
+@given(profile=small_profiles(), budget_bytes=st.integers(1, 60))
+@settings(deadline=None, max_examples=200)
+def test_parameters_decided_one_by_one_come_to_the_least_loss(profile: Profile, budget_bytes: int) -> None:
+    request = PlanRequest(None, Optimizer("sgd", 0.9))
+    programs = list(programs_for(profile, request))
+    least = float("inf")
+    for program in programs:
+        schedule, names = program.timeline.schedule, list(program.weight)
+        step = step_of(profile, schedule)
+        for choices in every_plan(step, names):
+            if max(footprint(profile, choices, request.optimizer, schedule).values()) <= budget_bytes:
+                least = min(least, lost_share(profile, step, names, choices))
+    search = Branching(programs, Limits(budget_bytes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(branching, "QUICK", 0.0)
+        search.run(10.0, 10.0)
+    if least == float("inf"):
+        assert search.best is None
+        return
+    assert search.best is not None
+    loss, program, choices = search.best
+    assert loss == pytest.approx(program.loss(choices))
+    assert program.timeline.peak_bytes(choices) <= budget_bytes
+    assert least - 1e-6 <= loss <= least + LOSS_GAP + 1e-5
+    assert loss - LOSS_GAP - 1e-5 <= search.bound <= least + 1e-5
