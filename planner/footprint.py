@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from memfit.row_updates import range_bytes
 from planner.plan import Correction, Footprint, Schedule
 from planner.profile import Activation, Moment, Operation, Option, Parameter, Phase, Profile, Step
 from planner.request import Optimizer
 from planner.timeline import ALWAYS, Timeline, exact_choices, readers_of
+
+RANGE_BYTES = 1 << 20  # of a table, updated at once: as in `memfit.row_updates`, which needs torch
 
 
 def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, corrections: tuple[Correction, ...] = ()) -> Timeline:
@@ -138,7 +139,8 @@ def update_bytes(made: Timeline, parameter: Parameter) -> int:
         return temporaries * parameter.bytes
     before_split = made.again is not None and min(made.readers[parameter.name]) <= made.again
     rows = _sum_bytes(made, parameter, made.schedule.slice if before_split else made.schedule.micro_batch)
-    return (1 + temporaries) * range_bytes(parameter.shape, parameter.bytes) + rows
+    at_once = max(1, min(parameter.shape[0], RANGE_BYTES * parameter.shape[0] // parameter.bytes))
+    return (1 + temporaries) * at_once * (parameter.bytes // parameter.shape[0]) + rows
 
 
 def _last_update(made: Timeline) -> None:

@@ -1,6 +1,7 @@
 """Gradients as rows and updates from them, against dense ones, in float64."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import memfit.row_updates
+from memfit.checkpoint import apply
 from memfit.operators.embedding import embedding
 from memfit.row_updates import update_rows
-from memfit.training_step import make_optimizer
+from memfit.training_step import TrainingStep, make_optimizer
+from planner.capture import capture
 
 CLOSE = 1e-10
 OPTIMIZERS: list[dict[str, Any]] = [{"name": "sgd"}, {"name": "sgd", "momentum": 0.9}, {"name": "adam"}, {"name": "adamw"}]
@@ -80,3 +83,43 @@ def test_updates_are_those_of_the_dense_gradient(optimizer: dict[str, Any], size
             torch.testing.assert_close(found[name], value, rtol=CLOSE, atol=CLOSE)
     again = make_optimizer([ours], optimizer, lr=0.1)
     again.load_state_dict(copy.deepcopy(our_optimizer.state_dict()))  # as torch's own
+
+
+class Reading(nn.Module):
+    """Words read twice from one table, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(40, 4, padding_idx=1), nn.Linear(4, 3)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.tanh(self.words(first) * self.words(second)).mean(1))
+        return result
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize(
+    "schedule", [{}, {"early_updates": True}, {"micro_batch": 2}, {"split": "mean", "slice": 2, "early_updates": True}], ids=str
+)
+def test_steps_by_rows_end_where_plain_ones_do(optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    model, batch = Reading().double(), (torch.randint(40, (5, 3)), torch.randint(40, (5, 3)))
+    axis = torch.export.Dim("batch")
+    graph = capture(torch.export.export(model, batch, dynamic_shapes=({0: axis}, {0: axis})))
+    recipe = dataclasses.replace(graph.exact_recipe("cross_entropy"), optimizer=optimizer, rows=("words.weight",), **schedule)
+    step = TrainingStep(apply(graph.program, recipe), lr=0.05)
+    step.model.load_state_dict(copy.deepcopy(model.state_dict()))
+    plain = make_optimizer(list(model.parameters()), optimizer, lr=0.05)
+    for _ in range(5):
+        inputs, targets = (torch.randint(40, (5, 3)), torch.randint(40, (5, 3))), torch.randint(3, (5,))
+        loss = F.cross_entropy(model(*inputs), targets)
+        loss.backward()
+        assert step.backward(inputs, targets) == pytest.approx(float(loss.detach()), rel=1e-9)
+        for (_, ours), (_, truth) in zip(step.model.named_parameters(), model.named_parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, truth.grad, rtol=CLOSE, atol=CLOSE)  # a dense one, for who looks at it
+        step.optimizer.zero_grad()
+        plain.step()
+        plain.zero_grad()
+        step(inputs, targets)
+    for (name, ours), (_, truth) in zip(step.model.named_parameters(), model.named_parameters(), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-8, atol=CLOSE, msg=name)

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
 
+import planner.footprint
 import planner.plan
 from memfit import row_updates
 from memfit.checkpoint import apply
 from memfit.losses import loss_of
 from memfit.operators import held
 from memfit.recipe import RECOMPUTE, HeldForm
+from memfit.row_updates import RANGE_BYTES
 from memfit.training_step import TrainingStep
 from planner.capture import TrainingGraph, capture, without_dropout
 from planner.footprint import timeline
@@ -164,5 +166,6 @@ def batch_normed() -> tuple[TrainingGraph, Profile, Batch, dict[str, Tensor]]:
     return graph, profile, batches_of(sample, graph.inputs, loss, None)[0], start
 
 
-def test_planner_and_device_mean_the_same_by_recomputation() -> None:
+def test_planner_and_device_mean_the_same() -> None:
     assert planner.plan.RECOMPUTE == RECOMPUTE
+    assert planner.footprint.RANGE_BYTES == RANGE_BYTES
