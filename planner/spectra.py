@@ -33,9 +33,9 @@ class Spectra:
     core: Tensor | None = None
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], itemsize: int, feature: int, bounds: tuple[float, ...]) -> "Spectra":
+    def of_shape(cls, shape: tuple[int, ...], itemsize: int, feature: int, bounds: tuple[float, ...], work: float) -> "Spectra":
         of = {run: torch.zeros(directions(shape, run), dtype=torch.float64) for run in matricisations(shape)}
-        return cls(shape, itemsize, of, Coding(shape, itemsize, feature, bounds))
+        return cls(shape, itemsize, of, Coding(shape, itemsize, feature, bounds, work))
 
     def add(self, x: Tensor) -> None:
         """Add a batch of the same shape."""
