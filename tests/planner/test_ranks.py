@@ -52,6 +52,39 @@ def test_no_ranks_of_as_many_elements_lose_less(shape: tuple[int, ...], seed: in
         assert lost(ours) <= min(lost(ranks) for ranks in fitting) + 1e-5
 
 
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
+    seed=st.integers(0, 9),
+    share=st.floats(0.1, 1.0),
+    nearly=st.floats(1.01, 3.0),
+)
+@settings(deadline=None, max_examples=50)
+def test_ranks_that_lose_nearly_the_least_are_those_of_the_fewest_products(
+    sizes: tuple[int, ...], seed: int, share: float, nearly: float
+) -> None:
+    energies = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    most = int(share * 8 * prod(sizes))
+
+    def lost(ranks: tuple[int, ...]) -> float:
+        return float(energies.sum() - energies[tuple(slice(rank) for rank in ranks)].sum())
+
+    def fits(ranks: tuple[int, ...]) -> bool:
+        return 8 * prod(ranks) + sum(n * r for n, r in zip(sizes, ranks, strict=True) if r < n) <= most
+
+    def products(ranks: tuple[int, ...]) -> float:
+        modes = sorted((rank / size, rank) for size, rank in zip(sizes, ranks, strict=True) if rank < size)
+        return sum(rank * prod(share for share, _ in modes[:at]) for at, (_, rank) in enumerate(modes))
+
+    fitting = [ranks for ranks in product(*(range(1, n + 1) for n in sizes)) if fits(ranks)]
+    ours = best_ranks(energies, (), 8, most, nearly=nearly)
+    if ours is None:
+        assert not fitting
+    else:
+        limit = nearly * min(map(lost, fitting))
+        assert fits(ours) and lost(ours) <= limit + 1e-9
+        assert products(ours) <= min(products(ranks) for ranks in fitting if lost(ranks) <= limit - 1e-9 or ranks == ours) + 1e-9
+
+
 def test_a_mode_without_a_factor_is_kept_whole() -> None:
     energies = torch.rand(4, 5)
     ranks = best_ranks(energies, (1,), 2, 25)
