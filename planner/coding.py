@@ -68,9 +68,13 @@ class Coding:
     def form(self, held_bytes: int) -> Coded | None:
         """The form of at most these bytes, shipped tensors included, that is predicted to lose the least, at a price for its time."""
         forms = [each for variant in self.variants for each in self._of(variant, held_bytes)]
-        most = FREE_PRODUCTS + PRODUCTS_OF_WORK * self.work
-        priced = [(lost * (1 + form.products / most), form.products, form) for form, lost in forms]
+        priced = [(lost * (1 + form.products / self.products_worth), form.products, form) for form, lost in forms]
         return min(priced, key=lambda each: each[:2])[2] if priced else None
+
+    @property
+    def products_worth(self) -> float:
+        """Multiplications an element that count as much as all the energy lost once more."""
+        return FREE_PRODUCTS + PRODUCTS_OF_WORK * self.work
 
     def _learn(self, x: Tensor) -> None:
         features = x.movedim(self.feature, 0).flatten(1).float()

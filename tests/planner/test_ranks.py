@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit.forms import Basis, Coded
-from planner.coding import FREE_PRODUCTS, PRODUCTS_OF_WORK, Coding, block_sizes
+from planner.coding import Coding, block_sizes
 from planner.ranks import best_ranks
 from planner.spectra import Spectra
 from planner.techniques import basis_form, candidates, settings_of, shipped_tensors
@@ -105,7 +105,7 @@ def test_every_candidate_takes_at_most_the_bytes_it_tells(shape: tuple[int, ...]
         assert set(texts) == {value for value in named.values() if isinstance(value, str)}
         assert candidate.bytes < x.nbytes
     coded = [candidate for candidate in menu if candidate.form.technique == "coded"]
-    price = FREE_PRODUCTS + PRODUCTS_OF_WORK * spectra.coding.work
+    price = spectra.coding.products_worth
     lost = [float((c.form.restore(c.form.compress(x), x.shape, 0, shape[0]) - x).square().sum()) for c in coded]
     costs = [energy * (1 + c.form.products / price) for energy, c in zip(lost, coded, strict=True) if isinstance(c.form, Coded)]
     assert len(costs) > 2 and all(after <= 1.2 * before for before, after in pairwise(costs)), "more bytes cost less"
