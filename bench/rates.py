@@ -105,7 +105,9 @@ def gaussian_bound(coding: Coding, most_bytes: int) -> float:
 
 
 def spectra_of(layer: Layer) -> Spectra:
-    spectra = Spectra.of_shape(tuple(layer.inputs[0].shape), 4, layer.feature, (0.0,) if layer.rectified else ())
+    x, gradient = layer.inputs[0], layer.output_gradients[0]
+    work = gradient.numel() * layer.weight_gradient(gradient, x)[0].numel() / x.numel()
+    spectra = Spectra.of_shape(tuple(x.shape), 4, layer.feature, (0.0,) if layer.rectified else (), work)
     for x in layer.inputs[:CALIBRATION]:
         spectra.add(x)
     return spectra

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "eights.h"
 #include "vectors.h"
 
 typedef struct {
@@ -38,11 +39,74 @@ INLINE int planes_of(int bits, int *width, int *shift) {
     return count;
 }
 
+/* Eight codes of a byte each, of which `width` bits count, next to one another in the lowest bits. */
+INLINE uint64_t together(uint64_t word, int width) {
+    if (width == 4) {
+        word &= UINT64_C(0x0f0f0f0f0f0f0f0f);
+        word = (word | word >> 4) & UINT64_C(0x00ff00ff00ff00ff);
+        word = (word | word >> 8) & UINT64_C(0x0000ffff0000ffff);
+        return word | word >> 16;
+    }
+    if (width == 2) {
+        word &= UINT64_C(0x0303030303030303);
+        word = (word | word >> 6) & UINT64_C(0x000f000f000f000f);
+        word = (word | word >> 12) & UINT64_C(0x000000ff000000ff);
+        return word | word >> 24;
+    }
+    word &= UINT64_C(0x0101010101010101);
+    word = (word | word >> 7) & UINT64_C(0x0003000300030003);
+    word = (word | word >> 14) & UINT64_C(0x0000000f0000000f);
+    return word | word >> 28;
+}
+
+/* The way back: the lowest bits as eight codes. */
+INLINE uint64_t apart(uint64_t word, int width) {
+    if (width == 4) {
+        word = (word | word << 16) & UINT64_C(0x0000ffff0000ffff);
+        word = (word | word << 8) & UINT64_C(0x00ff00ff00ff00ff);
+        return (word | word << 4) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    }
+    if (width == 2) {
+        word = (word | word << 24) & UINT64_C(0x000000ff000000ff);
+        word = (word | word << 12) & UINT64_C(0x000f000f000f000f);
+        return (word | word << 6) & UINT64_C(0x0303030303030303);
+    }
+    word = (word | word << 28) & UINT64_C(0x0000000f0000000f);
+    word = (word | word << 14) & UINT64_C(0x0003000300030003);
+    return (word | word << 7) & UINT64_C(0x0101010101010101);
+}
+
+/* As many codes of a byte as go in groups of eight. `width` is to be a constant. */
+INLINE void pack_eights(const uint8_t *codes, int64_t groups, int width, int shift, uint8_t *out) {
+    for (int64_t i = 0; i < groups; i++) {
+        uint64_t word;
+        memcpy(&word, codes + 8 * i, sizeof word);
+        word = together(word >> shift, width);
+        memcpy(out + width * i, &word, (size_t)width);
+    }
+}
+
+INLINE void unpack_eights(const uint8_t *in, int64_t groups, int width, int shift, uint8_t *codes) {
+    for (int64_t i = 0; i < groups; i++) {
+        uint64_t word = 0, other;
+        memcpy(&word, in + width * i, (size_t)width);
+        memcpy(&other, codes + 8 * i, sizeof other);
+        other |= apart(word, width) << shift;
+        memcpy(codes + 8 * i, &other, sizeof other);
+    }
+}
+
 INLINE uint8_t *pack_plane(const void *codes, int wide, int64_t count, int width, int shift, uint8_t *out) {
     const uint8_t *c8 = codes;
     const uint16_t *c16 = codes;
 #define CODE(i) ((wide ? c16[i] : c8[i]) >> shift)
     int64_t share = 8 / width, whole = count / share, i = 0;
+    if (!wide && width < 8) {
+        if (width == 4) pack_eights(c8, count / 8, 4, shift, out);
+        else if (width == 2) pack_eights(c8, count / 8, 2, shift, out);
+        else pack_eights(c8, count / 8, 1, shift, out);
+        i = count / 8 * width;
+    }
     if (width == 8) for (; i < whole; i++) out[i] = (uint8_t)CODE(i);
     if (width == 4) for (; i < whole; i++) out[i] = (uint8_t)((CODE(2 * i) & 15) | (CODE(2 * i + 1) & 15) << 4);
     if (width == 2)
@@ -66,13 +130,19 @@ INLINE uint8_t *pack_plane(const void *codes, int wide, int64_t count, int width
 INLINE const uint8_t *unpack_plane(const uint8_t *in, int wide, int64_t count, int width, int shift, void *codes) {
     uint8_t *c8 = codes;
     uint16_t *c16 = codes;
-    int64_t share = 8 / width, whole = count / share;
+    int64_t share = 8 / width, whole = count / share, i = 0;
     unsigned mask = (1u << width) - 1;
+    if (!wide && width < 8) {
+        if (width == 4) unpack_eights(in, count / 8, 4, shift, c8);
+        else if (width == 2) unpack_eights(in, count / 8, 2, shift, c8);
+        else unpack_eights(in, count / 8, 1, shift, c8);
+        i = count / 8 * width;
+    }
 #define PUT(i, value) do { if (wide) c16[i] = (uint16_t)(c16[i] | (value) << shift); else c8[i] = (uint8_t)(c8[i] | (value) << shift); } while (0)
-    if (width == 8) for (int64_t i = 0; i < whole; i++) PUT(i, in[i]);
-    if (width == 4) for (int64_t i = 0; i < whole; i++) for (int k = 0; k < 2; k++) PUT(2 * i + k, in[i] >> 4 * k & 15u);
-    if (width == 2) for (int64_t i = 0; i < whole; i++) for (int k = 0; k < 4; k++) PUT(4 * i + k, in[i] >> 2 * k & 3u);
-    if (width == 1) for (int64_t i = 0; i < whole; i++) for (int k = 0; k < 8; k++) PUT(8 * i + k, in[i] >> k & 1u);
+    if (width == 8) for (; i < whole; i++) PUT(i, in[i]);
+    if (width == 4) for (; i < whole; i++) for (int k = 0; k < 2; k++) PUT(2 * i + k, in[i] >> 4 * k & 15u);
+    if (width == 2) for (; i < whole; i++) for (int k = 0; k < 4; k++) PUT(4 * i + k, in[i] >> 2 * k & 3u);
+    if (width == 1) for (; i < whole; i++) for (int k = 0; k < 8; k++) PUT(8 * i + k, in[i] >> k & 1u);
     for (int64_t k = whole * share; k < count; k++) PUT(k, in[whole] >> (width * (k - whole * share)) & mask);
 #undef PUT
     return in + (count + share - 1) / share;
@@ -203,6 +273,158 @@ INLINE void unbend(const uint16_t *codes, int64_t count, float first, float bend
     }
 }
 
+/* The energy of a sample less its means: in float for a while and in double for the whole, or all in double where squares leave float's range. */
+INLINE double energy_of(const Plan *p, const float *x) {
+    const int64_t size = p->height * p->width;
+    double energy = 0;
+    for (int64_t plane = 0; plane < p->planes; plane++) {
+        const float mean = p->means[plane], *at = x + plane * size;
+        int64_t i = 0;
+        while (i + 8 <= size) {
+            const int64_t end = i + 256 < size ? i + 256 : size;
+            Eight part = {0};
+            for (; i + 8 <= end; i += 8) {
+                const Eight d = load(at + i) - mean;
+                part += d * d;
+            }
+            for (int k = 0; k < 8; k++) energy += (double)part[k];
+        }
+        for (; i < size; i++) energy += (double)(at[i] - mean) * (double)(at[i] - mean);
+    }
+    if (energy > 1e-20 && energy < 1e30) return energy;
+    energy = 0;
+    for (int64_t plane = 0; plane < p->planes; plane++)
+        for (int64_t i = 0; i < size; i++) {
+            const double d = (double)(x[plane * size + i] - p->means[plane]);
+            energy += d * d;
+        }
+    return energy;
+}
+
+#ifdef MEMFIT_EIGHTS
+#define MEMFIT_ROWS 512 /* floats of each of eight rows of frequencies that are worked on at once */
+
+/* Copy eight codes, or what there is of them. */
+INLINE void copy_some(void *to, const void *from, size_t bytes, int64_t some) {
+    if (some == 8) memcpy(to, from, 8 * bytes);
+    else memcpy(to, from, (size_t)some * bytes);
+}
+
+/* Codes of one plane in blocks of 8 x 8. floats: room for 9 * (MEMFIT_ROWS or the width, if that is more) + 64 of them. */
+FAST static void encode_eights(const Plan *p, const float *x, int64_t plane, float inverse, uint8_t *codes, float *floats) {
+    const uint8_t *widths = p->widths + plane * 64;
+    const float *deviations = p->deviations + plane * 64, mean = p->means[plane] * 8 * p->cosines_height[0];
+    const int64_t block_rows = p->height / 8, columns = p->width / 8, width = p->width;
+    const int64_t run = width < MEMFIT_ROWS ? MEMFIT_ROWS / width : 1, apart = run * width;
+    float *rows = floats, *folds = rows + 8 * apart;
+    int used[8];
+    for (int f = 0; f < 8; f++) used[f] = any_bits(widths + 8 * f, 8);
+    const EightInt size = 0x7fffffff - (EightInt){0};
+    for (int64_t first = 0; first < block_rows; first += run) {
+        const int64_t count = block_rows - first < run ? block_rows - first : run, blocks = count * columns;
+        for (int64_t r = 0; r < count; r++) {
+            const float *block = x + (first + r) * 8 * width;
+            for (int64_t w = 0; w < width; w += 8) {
+                Eight v[8], halves[8];
+                UNROLLED for (int i = 0; i < 8; i++) v[i] = load(block + i * width + w);
+                folded(v, halves);
+                UNROLLED for (int f = 0; f < 8; f++) {
+                    if (!used[f]) continue;
+                    Eight sum = frequency(halves, p->cosines_height + 8 * f, f);
+                    if (!f) sum -= mean;
+                    memcpy(rows + f * apart + r * width + w, &sum, sizeof sum);
+                }
+            }
+        }
+        for (int f = 0; f < 8; f++) {
+            if (!used[f]) continue;
+            for (int64_t b = 0; b < blocks; b += 8) {
+                const float *from = rows + f * apart + b * 8; /* beyond the last block lie numbers that nobody reads */
+                Eight v[8], halves[8];
+                UNROLLED for (int i = 0; i < 8; i++) v[i] = load(from + 8 * i);
+                transposed(v);
+                folded(v, halves);
+                memcpy(folds + b * 8, halves, sizeof halves);
+            }
+            for (int k = 0; k < 8; k++) {
+                const int n = 8 * f + k, bits = widths[n], wide = bits > 8;
+                if (!bits) continue;
+                const float half = (float)(1 << (bits - 1)), most = (float)((1 << bits) - 1), bend = p->bends[bits];
+                const float scale = scale_of(inverse, deviations[n] * p->steps[bits]), *cosines = p->cosines_width + 8 * k;
+                const Eight c0 = cosines[0] - (Eight){0}, c1 = cosines[1] - (Eight){0}, c2 = cosines[2] - (Eight){0},
+                            c3 = cosines[3] - (Eight){0};
+                uint8_t *to = codes + p->places[plane * 64 + n] + first * columns * (wide ? 2 : 1);
+                for (int64_t b = 0; b < blocks; b += 8) {
+                    const float *of = folds + b * 8 + 32 * (k & 1);
+                    Eight sum = (load(of) * c0 + load(of + 8) * c1 + load(of + 16) * c2 + load(of + 24) * c3) * scale;
+                    sum = sum / (1 + bend * (Eight)((EightInt)sum & size)) + half;
+                    sum = chosen(sum > 0, sum, (Eight){0}); /* what is no number becomes 0 */
+                    sum = chosen(sum < most, sum, most - (Eight){0});
+                    const EightShort whole = __builtin_convertvector(__builtin_convertvector(sum, EightInt), EightShort);
+                    const int64_t some = blocks - b < 8 ? blocks - b : 8;
+                    if (wide) copy_some(to + 2 * b, &whole, 2, some);
+                    else {
+                        const EightByte bytes = __builtin_convertvector(whole, EightByte); /* in two steps, which machines have */
+                        copy_some(to + b, &bytes, 1, some);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* The way back. */
+FAST static void decode_eights(const Plan *p, const uint8_t *codes, int64_t plane, float gain, float *x, float *floats) {
+    const uint8_t *widths = p->widths + plane * 64;
+    const float *deviations = p->deviations + plane * 64, mean = p->means[plane];
+    const int64_t block_rows = p->height / 8, columns = p->width / 8, width = p->width;
+    const int64_t run = width < MEMFIT_ROWS ? MEMFIT_ROWS / width : 1, apart = run * width, apart_k = (run * columns + 7) / 8 * 8;
+    const Eight lows = p->low - (Eight){0}, highs = p->high - (Eight){0};
+    float *rows = floats, *values = rows + 8 * apart + 64;
+    int used[8];
+    for (int f = 0; f < 8; f++) used[f] = any_bits(widths + 8 * f, 8);
+    for (int64_t first = 0; first < block_rows; first += run) {
+        const int64_t count = block_rows - first < run ? block_rows - first : run, blocks = count * columns;
+        for (int f = 0; f < 8; f++) {
+            if (!used[f]) continue;
+            for (int k = 0; k < 8; k++) {
+                const int n = 8 * f + k, bits = widths[n];
+                if (!bits) continue;
+                const float *levels = p->levels + p->level_places[bits], unit = deviations[n] * gain;
+                const uint8_t *c8 = codes + p->places[plane * 64 + n] + first * columns * (bits > 8 ? 2 : 1);
+                const uint16_t *c16 = (const uint16_t *)c8;
+                float *to = values + k * apart_k;
+                if (bits > 8) unbend(c16, blocks, p->shift - (float)(1 << (bits - 1)), p->bends[bits], p->steps[bits] * unit, to, 1);
+                else for (int64_t b = 0; b < blocks; b++) to[b] = levels[c8[b]] * unit;
+            }
+            for (int64_t b = 0; b < blocks; b += 8) {
+                Eight v[8], halves[8] = {{0}};
+                UNROLLED for (int k = 0; k < 8; k++)
+                    if (widths[8 * f + k]) add_frequency(halves, load(values + k * apart_k + b), p->cosines_width + 8 * k, k);
+                unfolded(halves, v);
+                transposed(v);
+                memcpy(rows + f * apart + b * 8, v, sizeof v); /* beyond the last block, what the next frequency writes over */
+            }
+        }
+        for (int64_t r = 0; r < count; r++) {
+            float *block = x + (first + r) * 8 * width;
+            for (int64_t w = 0; w < width; w += 8) {
+                Eight v[8], halves[8] = {{0}};
+                UNROLLED for (int f = 0; f < 8; f++)
+                    if (used[f]) add_frequency(halves, load(rows + f * apart + r * width + w), p->cosines_height + 8 * f, f);
+                unfolded(halves, v);
+                UNROLLED for (int i = 0; i < 8; i++) {
+                    Eight sum = v[i] + mean;
+                    sum = chosen(sum < lows, lows, sum);
+                    sum = chosen(sum > highs, highs, sum);
+                    memcpy(block + i * width + w, &sum, sizeof sum);
+                }
+            }
+        }
+    }
+}
+#endif
+
 /* Rows of blocks that are worked on at once: MEMFIT_RUN blocks or so, whose coefficients stay in the nearest cache. */
 #define MEMFIT_RUN 512
 
@@ -219,19 +441,7 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
     uint16_t *coded = (uint16_t *)(row + run * p.width + 8);
     padded(p.cosines_width, p.block_width, 1, matrix);
     for (int64_t sample = 0; sample < samples; sample++, x += p.planes * size, out += p.row_bytes) {
-        double energy = 0;
-        for (int64_t plane = 0; plane < p.planes; plane++) {
-            double part[8] = {0};
-            const float mean = p.means[plane], *at = x + plane * size;
-            int64_t i = 0;
-            for (; i + 8 <= size; i += 8)
-                for (int k = 0; k < 8; k++) {
-                    double d = (double)(at[i + k] - mean);
-                    part[k] += d * d;
-                }
-            for (; i < size; i++) part[0] += (double)(at[i] - mean) * (double)(at[i] - mean);
-            for (int k = 0; k < 8; k++) energy += part[k];
-        }
+        const double energy = energy_of(&p, x);
         float gain = isfinite(energy) ? (float)sqrt(energy / (double)(p.planes * size)) : NAN;
         gains[sample] = gain;
         const float inverse = isnan(gain) ? NAN : 1.0f / (gain > FLT_MIN ? gain : FLT_MIN);
@@ -245,6 +455,12 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
                 code_one(x + plane * size, size, mean, scale_of(inverse, step), p.bends[widths[0]], widths[0], codes + places[0]);
                 continue;
             }
+#ifdef MEMFIT_EIGHTS
+            if (p.block_height == 8 && p.block_width == 8) {
+                encode_eights(&p, x + plane * size, plane, inverse, codes, row);
+                continue;
+            }
+#endif
             for (int64_t f = 0; f < p.block_height; f++, widths += p.block_width, deviations += p.block_width, places += p.block_width) {
                 if (!any_bits(widths, p.block_width)) continue;
                 for (int64_t k = 0; k < lanes; k++) {
@@ -319,6 +535,12 @@ FAST void memfit_decode(const Plan *plan, const uint8_t *in, const float *gains,
                 for (int64_t i = 0; i < size; i++) to[i] = value;
                 continue;
             }
+#ifdef MEMFIT_EIGHTS
+            if (p.block_height == 8 && p.block_width == 8) {
+                decode_eights(&p, codes, plane, gain, to, rows_of);
+                continue;
+            }
+#endif
             for (int64_t first = 0; first < block_rows; first += run) {
                 const int64_t rows = block_rows - first < run ? block_rows - first : run, blocks = rows * columns;
                 for (int64_t f = 0; f < p.block_height; f++) {

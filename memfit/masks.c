@@ -8,8 +8,6 @@
 
 #include "vectors.h"
 
-typedef int8_t EightByte __attribute__((vector_size(8)));
-
 #define GATHER UINT64_C(0x0102040810204080) /* moves bit 0 of byte k of a word to bit 56 + k */
 
 INLINE float bent(float x, float low, float high, float slope) {

@@ -16,6 +16,7 @@
 typedef float Eight __attribute__((vector_size(32)));
 typedef int32_t EightInt __attribute__((vector_size(32)));
 typedef uint16_t EightShort __attribute__((vector_size(16)));
+typedef int8_t EightByte __attribute__((vector_size(8)));
 
 INLINE Eight load(const float *from) {
     Eight values;

@@ -13,8 +13,10 @@ from memfit.transform import BlockTransform
 LARGEST_BASIS = 1024  # features; more would cost more time to learn and apply than it saves
 FREQUENCIES = 64  # most of them in a block: the cosine transform costs as many products an element
 FEWEST_BLOCKS = 16  # in a sample, unless it is one block: matrix products with fewer columns are slow, and their tables large
-NEARLY = 1.25  # of the least energy lost is given for a faster transform, at most, where that saves
-PRODUCTS = 600  # an element, which count as much as all that energy once more
+FEWEST_ALONG = 4  # of a grid of one axis, tried too: neighbouring tokens have much in common, and one axis costs little
+# What a transform may cost: so many multiplications an element count as much as all the energy it loses once more. A few, which the time
+# for memory hides, and some for each of the holder's own: what is slow beside a depthwise convolution is little beside a wide one.
+FREE_PRODUCTS, PRODUCTS_OF_WORK = 20, 3
 SHARES_OF_DIRECTIONS = (1.0, 0.6, 0.35, 0.2, 0.1)
 
 
@@ -33,6 +35,7 @@ class Coding:
 
     Attributes:
         bounds: as in `memfit.forms.Coded`.
+        work: multiplications for each element by the operation that holds it, one way.
         mean, basis: of the features, from the first batch. The basis is None where the features are too many, or the first batch too
             small to learn it from.
         rounded: the basis in int8, and the squared products of its directions, which are not quite at right angles.
@@ -42,6 +45,7 @@ class Coding:
     itemsize: int
     feature: int
     bounds: tuple[float, ...]
+    work: float
     mean: Tensor | None = None
     basis: Tensor | None = None
     rounded: tuple[Tensor, Tensor] | None = None
@@ -62,11 +66,15 @@ class Coding:
                 variant.energies = energies_BP.sum(0) if variant.energies is None else variant.energies.add_(energies_BP.sum(0))
 
     def form(self, held_bytes: int) -> Coded | None:
-        """The form of at most these bytes, shipped tensors included, that is predicted to lose nearly the least, in little time."""
+        """The form of at most these bytes, shipped tensors included, that is predicted to lose the least, at a price for its time."""
         forms = [each for variant in self.variants for each in self._of(variant, held_bytes)]
-        least = min((lost for _, lost in forms), default=0.0)
-        good = [(lost * (1 + form.products / PRODUCTS), form.products, form) for form, lost in forms if lost <= NEARLY * least]
-        return min(good, key=lambda each: each[:2])[2] if good else None
+        priced = [(lost * (1 + form.products / self.products_worth), form.products, form) for form, lost in forms]
+        return min(priced, key=lambda each: each[:2])[2] if priced else None
+
+    @property
+    def products_worth(self) -> float:
+        """Multiplications an element that count as much as all the energy lost once more."""
+        return FREE_PRODUCTS + PRODUCTS_OF_WORK * self.work
 
     def _learn(self, x: Tensor) -> None:
         features = x.movedim(self.feature, 0).flatten(1).float()
@@ -125,11 +133,12 @@ def block_sizes(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Blocks to try: none; the largest of which a sample has enough; and the whole grid where it is small."""
     sizes = [tuple(1 for _ in grid)]
     limit = int(FREQUENCIES ** (1 / max(1, len(grid))) + 1e-9)
-    for most in range(limit, 1, -1):
-        blocks = tuple(max(size for size in range(1, most + 1) if axis % size == 0) for axis in grid)
-        if prod(grid) // prod(blocks) >= FEWEST_BLOCKS:
-            sizes.append(blocks)
-            break
+    for fewest in (FEWEST_BLOCKS, FEWEST_ALONG) if len(grid) == 1 else (FEWEST_BLOCKS,):
+        for most in range(limit, 1, -1):
+            blocks = tuple(max(size for size in range(1, most + 1) if axis % size == 0) for axis in grid)
+            if prod(grid) // prod(blocks) >= fewest:
+                sizes.append(blocks)
+                break
     if prod(grid) <= FREQUENCIES:
         sizes.append(grid)
     return list(dict.fromkeys(sizes))

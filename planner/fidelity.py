@@ -82,7 +82,7 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
         nonlocal done
         if node.name in first_holder and isinstance(args[0], Tensor) and args[0].dim() >= 2:
             x = args[0]
-            spectra.setdefault(first_holder[node.name], _nothing_known(node, x)).add(x)
+            spectra.setdefault(first_holder[node.name], _nothing_known(node, x, args[1], result)).add(x)
             done += 1
             tell(done / total)
 
@@ -93,11 +93,12 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
     return spectra
 
 
-def _nothing_known(holder: Node, x: Tensor) -> Spectra:
+def _nothing_known(holder: Node, x: Tensor, weight: Tensor, result: Tensor) -> Spectra:
     """Empty spectra of the value that an operation reads."""
+    work = result.numel() * weight[0].numel() / max(1, x.numel())
     feature = x.dim() - 1 if holder.target is linear.linear else 1
     value = holder.args[0]
-    return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else ())
+    return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else (), work)
 
 
 def measure_energies(

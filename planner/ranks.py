@@ -24,7 +24,7 @@ def core_energies(x: Tensor, factors: dict[int, Tensor]) -> Tensor:
 
 
 def best_ranks(
-    energies: Tensor, whole: tuple[int, ...], samples: int, most_elements: int, per_factor: float = 1.0
+    energies: Tensor, whole: tuple[int, ...], samples: int, most_elements: int, per_factor: float = 1.0, nearly: float = 1.0
 ) -> tuple[int, ...] | None:
     """Ranks of the modes after the samples that keep the most energy in so many elements; None where rank 1 is too much.
 
@@ -32,6 +32,7 @@ def best_ranks(
         energies: from `core_energies`.
         whole: modes (0 the first after the samples) that have no factor and must be kept whole.
         per_factor: what an element of a factor counts, in elements of the core.
+        nearly: of all ranks that lose at most so many times the least energy, those of the fewest products are taken.
     """
     sizes = energies.shape
     kept, elements = energies.double(), torch.full(sizes, float(samples), dtype=torch.float64)
@@ -45,6 +46,19 @@ def best_ranks(
             kept = torch.where(ranks < size, -1.0, kept)
     kept = torch.where(elements + per_factor * factors <= most_elements, kept, -1.0)
     best = int(kept.argmax())
-    if float(kept.flatten()[best]) < 0:
+    most = float(kept.flatten()[best])
+    if most < 0:
         return None
+    if nearly > 1:
+        total = float(energies.double().sum())
+        near_TM = (kept >= max(0.0, total - nearly * (total - most))).nonzero()
+        return tuple((near_TM[int(products_of(near_TM + 1, sizes).argmin())] + 1).tolist())
     return tuple(int(best // prod(sizes[axis + 1 :]) % size) + 1 for axis, size in enumerate(sizes))
+
+
+def products_of(ranks_TM: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Multiplications for each element to project on so many directions of each mode, the most shrinking first. Shape (T,)."""
+    ranks_TM = ranks_TM.double()
+    shares_TM, order_TM = (ranks_TM / torch.tensor(sizes, dtype=torch.float64)).sort(1)
+    left_TM = shares_TM.cumprod(1) / shares_TM  # of all elements, when a mode's turn comes
+    return (torch.where(shares_TM < 1, ranks_TM.gather(1, order_TM), 0.0) * left_TM).sum(1)

@@ -33,9 +33,9 @@ class Spectra:
     core: Tensor | None = None
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], itemsize: int, feature: int, bounds: tuple[float, ...]) -> "Spectra":
+    def of_shape(cls, shape: tuple[int, ...], itemsize: int, feature: int, bounds: tuple[float, ...], work: float) -> "Spectra":
         of = {run: torch.zeros(directions(shape, run), dtype=torch.float64) for run in matricisations(shape)}
-        return cls(shape, itemsize, of, Coding(shape, itemsize, feature, bounds))
+        return cls(shape, itemsize, of, Coding(shape, itemsize, feature, bounds, work))
 
     def add(self, x: Tensor) -> None:
         """Add a batch of the same shape."""
@@ -56,11 +56,11 @@ class Spectra:
         """The spectrum of every single mode; empty for a mode too long to be measured."""
         return tuple(tuple(self.of[mode, mode + 1].tolist()) if (mode, mode + 1) in self.of else () for mode in range(len(self.shape)))
 
-    def ranks(self, most_elements: int, per_factor: float = 1.0) -> tuple[int, ...] | None:
-        """Ranks of the modes after the samples that keep the most energy in so many elements of core and factors."""
+    def ranks(self, most_elements: int, per_factor: float = 1.0, nearly: float = 1.0) -> tuple[int, ...] | None:
+        """Ranks of the modes after the samples that keep the most energy in so many elements of core and factors, or nearly."""
         assert self.core is not None, "no batch was added"
         whole = tuple(axis for axis in range(len(self.shape) - 1) if axis + 1 not in self.factors)
-        return best_ranks(self.core, whole, self.shape[0], most_elements, per_factor)
+        return best_ranks(self.core, whole, self.shape[0], most_elements, per_factor, nearly)
 
 
 def directions(shape: tuple[int, ...], run: tuple[int, int]) -> int:

@@ -16,12 +16,14 @@ from memfit.forms.quantised import GROUP
 from memfit.operators.held import samples_at_once
 from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
+from planner.coding import FREE_PRODUCTS
 from planner.profile import Setting
 from planner.spectra import Spectra
 
 CODED_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 12, 1 / 16, 1 / 24, 1 / 40, 1 / 80)  # of the bytes of the whole
 HOSVD_THRESHOLDS, SVD_THRESHOLDS = (0.8, 0.95), (0.9,)
 HOSVD_SHARES, BASIS_SHARES, SUBSPACE_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100), (1 / 20, 1 / 100)
+GIVEN = 0.4  # of the least energy that fixed directions lose, for fewer products, where the holder has next to none of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,9 @@ def candidates(spectra: Spectra) -> list[Candidate]:
 
 
 def basis_form(spectra: Spectra, most_bytes: int, kind: type[Basis] = Basis) -> Basis | None:
-    """Factors of the ranks that keep most in these bytes, those that are shipped (of two bytes an element) and held included."""
-    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize + (kind is Subspace))
+    """Factors of ranks that keep nearly the most in these bytes, those that are shipped (of two bytes an element) and held included."""
+    nearly = 1 + GIVEN * FREE_PRODUCTS / spectra.coding.products_worth
+    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize + (kind is Subspace), nearly)
     if ranks is None:
         return None
     sizes = spectra.shape[1:]
