@@ -41,6 +41,8 @@ from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 
 aten = torch.ops.aten
 
+DROPPING = (nn.modules.dropout._DropoutNd, MaskedDropout, Attention, DroppedAttention)  # modules that draw random numbers in training
+
 HELD = "memfit_held_"
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 MAX_POOLINGS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}

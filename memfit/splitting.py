@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from memfit.overwriting import IN_PLACE, write_over
-from memfit.rewriting import OVERWRITES, makes_held
+from memfit.rewriting import DROPPING, OVERWRITES, makes_held
 
 
 class Split:
@@ -27,6 +27,7 @@ class Split:
         ahead: the same, for a pass without autograd: nothing is made to hold, and no value outlives its last use.
         after: takes that value and the inputs, returns what the module returns, as a flat tuple.
         trains_before: whether a parameter that `before` reads trains.
+        draws_before: whether `before` draws random numbers.
 
     Raises:
         ValueError: operations after the split read more than that value of what is before it.
@@ -44,6 +45,7 @@ class Split:
         if shared:
             raise ValueError(f"the plan divides the model after {operation}, where later operations need {', '.join(sorted(shared))} too")
         self.trains_before = any(parameter.requires_grad for parameter in self.before.parameters())
+        self.draws_before = _draws(self.before)
         self._out_spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
 
     def outputs(self, flat: Any) -> Any:
@@ -71,6 +73,12 @@ def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None, ho
                 write_over(copies[node], node.meta[OVERWRITES])
     graph.output(tuple(copies[each] if isinstance(each, Node) else each for each in results))
     return graph
+
+
+def _draws(module: GraphModule) -> bool:
+    targets = (node.target for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    seeded = any(torch.Tag.nondeterministic_seeded in target.tags for target in targets)
+    return seeded or any(isinstance(child, DROPPING) for child in module.modules())
 
 
 def _computed(graph: Graph) -> set[str]:

@@ -1,5 +1,6 @@
 """One training step as planned: the plan's loss and optimizer, inside its budget."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class TrainingStep:
     def _divided(self, split: Split, inputs: list[Tensor], targets: Tensor | None, weight: float, last: bool) -> Tensor:
         """Gradients of one part: up to the split without autograd, after it at once, and up to the split again."""
         some = slices(inputs, self.slice)
-        random = RandomState.now()
+        random = RandomState.now() if split.draws_before else None
         with torch.no_grad():
             boundary = joined((self._run(split.ahead, tensors, sliced=True)[0] for tensors in some), inputs[0].shape[0])
         boundary.requires_grad_(split.trains_before)
@@ -130,7 +131,7 @@ class TrainingStep:
         grad, loss = boundary.grad, loss.detach()  # the graph would hold the boundary
         del boundary
         if grad is not None:
-            with random.again():  # what was dropped the first time is dropped again
+            with random.again() if random is not None else nullcontext():  # what was dropped the first time is dropped again
                 for number, (tensors, some_grad) in enumerate(zip(some, grad.split(self.slice), strict=True), start=1):
                     self._complete = last and number == len(some)
                     # The edge alone: the value itself is not needed any more.

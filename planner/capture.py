@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from memfit.operators.attention import Attention, DroppedAttention
-from memfit.operators.pointwise import MaskedDropout
 from memfit.overwriting import changes_its_input, overwritable
 from memfit.program import BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
-from memfit.rewriting import holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
+from memfit.rewriting import DROPPING, holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
 from planner.errors import BadModel, UnsupportedOperation
 from planner.record import compress_range, forward_range, sliced_range
 from planner.sample import ModelInput
@@ -116,7 +114,7 @@ class TrainingGraph:
 def without_dropout(module: GraphModule) -> GraphModule:
     """Switch the module's dropout off and leave all else in training."""
     for child in module.modules():
-        if isinstance(child, (nn.modules.dropout._DropoutNd, MaskedDropout, Attention, DroppedAttention)):
+        if isinstance(child, DROPPING):
             child.eval()
     return module
 
