@@ -95,8 +95,8 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
 
 def _nothing_known(holder: Node, x: Tensor, weight: Tensor, result: Tensor) -> Spectra:
     """Empty spectra of the value that an operation reads."""
-    work = result.numel() * weight[0].numel() / max(1, x.numel())
     feature = x.dim() - 1 if holder.target is linear.linear else 1
+    work = result.numel() * weight.numel() / max(1, result.shape[feature] * x.numel())
     value = holder.args[0]
     return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else (), work)
 

@@ -49,7 +49,7 @@ def test_a_few_samples_tell_of_all() -> None:
     """The errors of samples are independent: a batch's is about what some of its samples, counted in proportion, say."""
     graph, _, loss = graph_of("attending")
     torch.manual_seed(0)
-    sample = {"inputs.tokens": torch.randint(11, (64, 6)), "inputs.labels": torch.randint(3, (64,))}
+    sample = {"inputs.tokens": torch.randint(1, 11, (64, 6)), "inputs.labels": torch.randint(3, (64,))}
     batch = batches_of(sample, graph.inputs, loss, None)[0]
     assert batch.samples > SAMPLES
     few, all_ = (measure_travelling(graph, batch, loss, apart, tell) for apart in (True, False))
