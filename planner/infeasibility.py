@@ -10,7 +10,7 @@ from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest
 from planner.schedules import Programs
 from planner.search import least_peak, limits_of, search
-from planner.trainable import weights
+from planner.trainable import trainable, weights
 
 MOST = 5  # suggestions
 ROOM = 50  # of the budget, one part in so many is left for what the measured step takes beyond the prediction
@@ -53,7 +53,7 @@ def infeasible(programs: Programs, budget_bytes: int, runtime_bytes: int = 0) ->
 
 def _suggestions(programs: Programs, budget_bytes: int) -> list[dict[str, object]]:
     """Changes that fit, one by one; where none does, all together from the cheapest on, until they fit."""
-    changes = list(_changes(programs.profile, programs.request))
+    changes = [*_changes(programs.profile, programs.request), *_freezing(programs, budget_bytes)]
     tried = [made for change in changes if (made := _tried(programs, [change], budget_bytes)) is not None]
     if not tried:
         for count in range(2, len(changes) + 1):
@@ -78,6 +78,20 @@ def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:
         yield Change("optimizer", {"name": "sgd", "momentum": 0.0}, {"optimizer": Optimizer()})
     for step in profile.steps[1:]:
         yield Change("batch_size", step.batch_size, {}, profile.with_batch_of(step.batch_size))
+
+
+def _freezing(programs: Programs, budget_bytes: int) -> Iterator[Change]:
+    """Where a fidelity is insisted on: not to train what the best plan without it freezes, so that it is one of the rest alone."""
+    request = programs.request
+    if request.min_fidelity is None:
+        return
+    free = programs.within(replace(request, min_fidelity=None))
+    found = search(free, limits_of(free, budget_bytes - budget_bytes // ROOM), 0.0)
+    if found is not None and found.choices.trained:
+        names = trainable(programs.profile, request) - found.choices.trained
+        if names:
+            frozen = [*request.frozen, *sorted(names)]
+            yield Change("frozen", frozen, {"frozen": tuple(frozen)})
 
 
 def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict[str, object] | None:
@@ -113,6 +127,8 @@ def _value(change: Change, loss: float, slowdown: float) -> object:
 def _words(name: str, value: object) -> str:
     if name == "optimizer" and isinstance(value, dict):
         return f"optimizer sgd {'with' if value['momentum'] else 'without'} momentum"
+    if name == "frozen" and isinstance(value, list):
+        return f"not training {len(value)} parameters"
     if name == "batch_size":
         return f"batch_size {value}, with a profile of that"
     return f"{name} {value}"

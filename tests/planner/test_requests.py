@@ -234,10 +234,15 @@ def lossless_plans(profile: Profile, request: PlanRequest) -> list[Enumerated]:
     ]
 
 
-@given(profile=small_profiles(), optimizer=st.sampled_from([Optimizer("sgd", 0.9), Optimizer("adam")]), share=st.floats(0.3, 0.99))
+@given(
+    profile=small_profiles(),
+    optimizer=st.sampled_from([Optimizer("sgd", 0.9), Optimizer("adam")]),
+    share=st.floats(0.3, 0.99),
+    fidelity=st.sampled_from([None, 0.9]),
+)
 @FEW
-def test_a_suggestion_that_is_followed_fits(profile: Profile, optimizer: Optimizer, share: float) -> None:
-    request = replace(asked(1), optimizer=optimizer, own_loop=True, techniques=("keep",))
+def test_a_suggestion_that_is_followed_fits(profile: Profile, optimizer: Optimizer, share: float, fidelity: float | None) -> None:
+    request = replace(asked(1), optimizer=optimizer, own_loop=True, techniques=("keep",), min_fidelity=fidelity)
     with pytest.raises(InfeasibleBudget) as caught:
         solve(profile, request)
     request = replace(request, budget=Budget(amount_bytes=max(1, int(caught.value.least_budget_bytes * share))))
@@ -253,7 +258,7 @@ def test_a_suggestion_that_is_followed_fits(profile: Profile, optimizer: Optimiz
             if name == "batch_size":
                 smaller = profile.with_batch_of(value)
             else:
-                value = Optimizer(**value) if name == "optimizer" else tuple(value) if name == "techniques" else value
+                value = Optimizer(**value) if name == "optimizer" else tuple(value) if name in ("techniques", "frozen") else value
                 followed = replace(followed, **{name: value})
         plan = solve(smaller, followed)
         assert plan.fidelity == pytest.approx(suggestion["fidelity"], abs=0.1)
