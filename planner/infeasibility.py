@@ -105,8 +105,10 @@ def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict
     solution = search(changed, limits_of(changed, budget_bytes - budget_bytes // ROOM), 0.0)
     if solution is None:
         return None
-    smallest = least_peak(changed, limits_of(changed, budget_bytes))
     values = {change.name: _value(change, solution.loss, solution.seconds / changed.plain_seconds) for change in changes}
+    lifted = {name: value for name, value in values.items() if name in ("min_fidelity", "max_slowdown")}
+    followed = changed.within(replace(request, **lifted))  # type: ignore[arg-type]
+    smallest = least_peak(followed, limits_of(followed, budget_bytes))
     return {
         "change": " and ".join(_words(name, value) for name, value in values.items()),
         "values": values,
