@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from planner.alternatives import alternatives
 from planner.errors import BadBudget, InfeasibleBudget
-from planner.footprint import timeline
+from planner.footprint import timeline, without_rows
 from planner.frontier import frontier
 from planner.plan import Plan, Schedule
 from planner.profile import Option, Profile, Step
@@ -159,7 +159,7 @@ def by_hand(profile: Profile, size: int, name: str, budget_bytes: int) -> Enumer
     """The best plain step of a kind of alternatives: of a batch size, or of the last layers kept whole."""
     static_bytes = profile.static_bytes - profile.batch_bytes * (profile.whole.batch_size - size) // profile.whole.batch_size
     steps = tuple(step for step in profile.steps if step.batch_size == size)
-    alone = replace(profile, steps=steps, splits=(), static_bytes=static_bytes)
+    alone = without_rows(replace(profile, steps=steps, splits=(), static_bytes=static_bytes))
     names = [p.name for p in profile.parameters]
     sets = [last_layers(alone, n) for n in range(1, 5)] if name == "last_layers" else [frozenset(names)]
     found = []
