@@ -18,7 +18,7 @@ from memfit.chains import HoldSources, chain_of
 from memfit.forms import form_from_settings
 from memfit.operators.again import MASK, REPEATED, Again
 from memfit.operators.attention import Attention, DroppedAttention
-from memfit.operators.conv import convolution
+from memfit.operators.conv import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, ConvArguments, convolution
 from memfit.operators.embedding import embedding
 from memfit.operators.held import Hold
 from memfit.operators.linear import TRANSPOSED_LINEAR, linear
@@ -44,7 +44,6 @@ aten = torch.ops.aten
 DROPPING = (nn.modules.dropout._DropoutNd, MaskedDropout, Attention, DroppedAttention)  # modules that draw random numbers in training
 
 HELD = "memfit_held_"
-CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 MAX_POOLINGS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
 POOLINGS: dict[Any, int] = {
     **MAX_POOLINGS,
@@ -201,7 +200,9 @@ def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     values = arguments(node)
     if node.target in CONVOLUTIONS:
         spatial = CONVOLUTIONS[node.target]
-        settings = (*(per_axis(values[name], spatial) for name in ("stride", "padding", "dilation")), values["groups"])
+        stride, padding, dilation = (per_axis(values[name], spatial) for name in ("stride", "padding", "dilation"))
+        output_padding = per_axis(values["output_padding"], spatial) if node.target in TRANSPOSED_CONVOLUTIONS else None
+        settings = ConvArguments(stride, padding, dilation, values["groups"], output_padding)
         _call(node, convolution, (values["input"], values["weight"], values["bias"], settings, held))
     elif node.target is aten.linear.default:
         _call(node, linear, (values["input"], values["weight"], values["bias"], held))

@@ -96,7 +96,10 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
 def _nothing_known(holder: Node, x: Tensor, weight: Tensor, result: Tensor) -> Spectra:
     """Empty spectra of the value that an operation reads."""
     feature = x.dim() - 1 if holder.target is linear.linear else 1
-    work = result.numel() * weight.numel() / max(1, result.shape[feature] * x.numel())
+    if holder.target is conv.convolution and holder.args[3].transposed:  # type: ignore[union-attr]
+        work = weight.numel() / weight.shape[0]
+    else:
+        work = result.numel() * weight.numel() / max(1, result.shape[feature] * x.numel())
     value = holder.args[0]
     return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else (), work)
 
@@ -194,11 +197,13 @@ def _gradient_of(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[T
     whose energy is on average the same.
     """
     if node.target is conv.convolution:
-        outputs, settings = args[1].shape[0], args[3]
-        if settings[3] == 1 and outputs >= 4 * COMBINATIONS:
+        shape, settings = args[1].shape, args[3]
+        outputs = settings.outputs(shape)
+        if settings.groups == 1 and outputs >= 4 * COMBINATIONS:
             few = torch.einsum("so,bo...->bs...", _signs(outputs, grad), grad)
-            return lambda x: conv.weight_gradient(few, x, torch.Size((COMBINATIONS, *args[1].shape[1:])), settings)
-        return lambda x: conv.weight_gradient(grad, x, args[1].shape, settings)
+            sizes = (shape[0], COMBINATIONS) if settings.transposed else (COMBINATIONS, shape[1])
+            return lambda x: conv.weight_gradient(few, x, torch.Size((*sizes, *shape[2:])), settings)
+        return lambda x: conv.weight_gradient(grad, x, shape, settings)
     if node.target is linear.linear:
         if grad.shape[-1] >= 4 * COMBINATIONS:
             grad = grad @ _signs(grad.shape[-1], grad).mT
