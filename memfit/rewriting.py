@@ -199,11 +199,7 @@ def _parameter(module: GraphModule, embedding: Node) -> nn.Parameter | None:
 def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     values = arguments(node)
     if node.target in CONVOLUTIONS:
-        spatial = CONVOLUTIONS[node.target]
-        stride, padding, dilation = (per_axis(values[name], spatial) for name in ("stride", "padding", "dilation"))
-        output_padding = per_axis(values["output_padding"], spatial) if node.target in TRANSPOSED_CONVOLUTIONS else None
-        settings = ConvArguments(stride, padding, dilation, values["groups"], output_padding)
-        _call(node, convolution, (values["input"], values["weight"], values["bias"], settings, held))
+        _call(node, convolution, (values["input"], values["weight"], values["bias"], conv_arguments(node), held))
     elif node.target is aten.linear.default:
         _call(node, linear, (values["input"], values["weight"], values["bias"], held))
     elif node.target is TRANSPOSED_LINEAR:
@@ -211,6 +207,14 @@ def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     else:
         tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
         _call(node, frozen_batch_norm, (*tensors, values["eps"], held), over_gradient=over_gradient)
+
+
+def conv_arguments(node: Node) -> ConvArguments:
+    """Settings of a convolution of a program."""
+    values, spatial = arguments(node), CONVOLUTIONS[node.target]
+    stride, padding, dilation = (per_axis(values[name], spatial) for name in ("stride", "padding", "dilation"))
+    output_padding = per_axis(values["output_padding"], spatial) if node.target in TRANSPOSED_CONVOLUTIONS else None
+    return ConvArguments(stride, padding, dilation, values["groups"], output_padding)
 
 
 def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:

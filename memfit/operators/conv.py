@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from memfit.forms import Held
+from memfit.operators import directions
 from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
 from memfit.process_memory import make_room
+from memfit.tucker import as_mode, multiply_mode
 
 aten = torch.ops.aten
 
@@ -83,9 +85,7 @@ class _Convolution(torch.autograd.Function):
         if bias_grad:
             grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
         if weight_grad:
-            for samples, x in restored_ranges(ctx.form, tuple(kept), ctx.shape, grad.element_size()):
-                part = weight_gradient(grad[samples], x, ctx.weight_shape, ctx.arguments)
-                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+            grad_weight = _weight_gradient(ctx, grad, tuple(kept))
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
 
 
@@ -105,6 +105,38 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     bias_sizes = [arguments.outputs(weight.shape)] if wanted[2] else None
     return aten.convolution_backward(grad, x, weight, bias_sizes, *arguments.as_torch_has_them, list(wanted))  # type: ignore[no-any-return]
+
+
+def _weight_gradient(ctx: Any, grad: Tensor, held: Held) -> Tensor | None:
+    """From the input as it is held in a form."""
+    arguments, shape, total = ctx.arguments, ctx.weight_shape, None
+    left = features_left(ctx.form, ctx.shape, shape, grad.shape, arguments)
+    for samples, x in restored_ranges(ctx.form, held, ctx.shape, grad.element_size(), left):
+        read = (x.shape[1], *shape[1:]) if arguments.transposed else (shape[0], x.shape[1] // arguments.groups, *shape[2:])
+        part = weight_gradient(grad[samples], x, torch.Size(read), arguments)
+        total = part if total is None else total.add_(part)
+        del x, part
+    if left is None or total is None:
+        return total
+    axis = 0 if arguments.transposed else 1
+    directions_CR = ctx.form.directions(held, ctx.shape, left)
+    return multiply_mode(as_mode(total.contiguous(), axis, axis + 1), directions_CR).view(shape)
+
+
+def features_left(
+    form: Restorable | None, shape: tuple[int, ...], weight_shape: tuple[int, ...], result_shape: tuple[int, ...], arguments: ConvArguments
+) -> int | None:
+    """The input's mode of channels, where a convolution leaves it in the directions that a form holds it in; else None, as with groups,
+    each of which would read all directions.
+    """
+    if arguments.groups > 1:
+        return None
+    return directions.features_left(form, shape, 1, products(shape, weight_shape, result_shape, arguments), prod(weight_shape))
+
+
+def products(shape: tuple[int, ...], weight_shape: tuple[int, ...], result_shape: tuple[int, ...], arguments: ConvArguments) -> int:
+    """Multiplications of a convolution of an input of that shape, one way."""
+    return prod(shape if arguments.transposed else result_shape) * prod(weight_shape) // weight_shape[0]
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments: ConvArguments) -> Tensor:
