@@ -30,10 +30,10 @@ def windows(draw: st.DrawFn) -> Window:
 
 @st.composite
 def windows_and_sizes(draw: st.DrawFn) -> tuple[Window, list[int]]:
-    """Inputs as small as windows fit, padding included, and larger ones."""
+    """Inputs as small as windows fit, padding included, and larger ones; every window has something of them."""
     window = draw(windows())
-    extents = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilation, strict=True)]
-    least = [max(1, extent - 2 * padding) for extent, padding in zip(extents, window.padding, strict=True)]
+    axes = zip(window.kernel, window.dilation, window.padding, strict=True)
+    least = [max(d, d * (k - 1) + 1 - 2 * padding) for k, d, padding in axes]
     return window, [size + draw(st.integers(0, 6)) for size in least]
 
 
