@@ -1,4 +1,4 @@
-"""The C way of `memfit.forms.coded` and `memfit.bits`, for float32 on a CPU, where installing memfit found a compiler.
+"""The C way of `memfit.forms.coded`, `memfit.bits` and `memfit.compaction`, for float32 on a CPU, where installing memfit found a compiler.
 
 It codes without copies of the coefficients and within one sample, several times as fast; what it holds and restores is what the torch
 operations would, but for rounding. `python -m memfit.native` tells whether it is there; MEMFIT_NATIVE=0 in the environment leaves it out.
@@ -51,8 +51,14 @@ def library() -> ctypes.CDLL | None:
     loaded.memfit_decode.argtypes = (pointer, pointer, pointer, integer, pointer, pointer, pointer)
     loaded.memfit_rectify.argtypes = (pointer, integer, *[ctypes.c_float] * 3, pointer, pointer)
     loaded.memfit_scale.argtypes = (pointer, pointer, integer, *[ctypes.c_float] * 2, pointer)
+    loaded.memfit_above_zero.argtypes = (pointer, integer, pointer)
+    loaded.memfit_count.argtypes = (pointer, integer, integer)
+    loaded.memfit_compact.argtypes = loaded.memfit_expand.argtypes = (pointer, pointer, integer, integer, pointer, integer)
     for function in (loaded.memfit_encode, loaded.memfit_decode, loaded.memfit_rectify, loaded.memfit_scale):
         function.restype = None
+    for function in (loaded.memfit_above_zero, loaded.memfit_compact, loaded.memfit_expand):
+        function.restype = None
+    loaded.memfit_count.restype = integer
     return loaded
 
 
@@ -156,7 +162,7 @@ def _tables(dither: bool) -> tuple[Tensor, ...]:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `rectify` and `scale_by_bits` are there and made for such values."""
+    """Whether what follows is there and made for such values."""
     return library() is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
 
@@ -182,6 +188,58 @@ def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: f
         native.memfit_scale(*arrays, where_set, where_clear, result.data_ptr() + 4 * start)
 
     _by_pieces(grad.numel(), work)
+
+
+def above_zero(x: Tensor, packed: Tensor) -> None:
+    """`memfit.compaction.pack_above_zero` of contiguous float32 into `packed`."""
+    native = library()
+    assert native is not None
+    _by_pieces(
+        x.numel(), lambda start, stop: native.memfit_above_zero(x.data_ptr() + 4 * start, stop - start, packed.data_ptr() + start // 8)
+    )
+
+
+def count_set(packed: Tensor, rows: int, elements: int) -> Tensor:
+    """`memfit.compaction.count_set`."""
+    native = library()
+    assert native is not None
+    return torch.tensor([native.memfit_count(packed.data_ptr(), row * elements, elements) for row in range(rows)], dtype=torch.int64)
+
+
+def compact(x: Tensor, packed: Tensor, first: int, counts: list[int], values: Tensor) -> None:
+    """`memfit.compaction.compact` of contiguous float32, a row at a time."""
+    native = library()
+    assert native is not None
+
+    def work(row: int, at: int) -> None:
+        place = first + row * x.shape[1]
+        arrays = (x.data_ptr() + 4 * row * x.shape[1], packed.data_ptr(), place, x.shape[1], values.data_ptr() + 4 * at)
+        native.memfit_compact(*arrays, counts[row])
+
+    _by_rows(counts, work)
+
+
+def expand(values: Tensor, packed: Tensor, first: int, counts: list[int], x: Tensor) -> None:
+    """`memfit.compaction.expand` to contiguous float32, a row at a time."""
+    native = library()
+    assert native is not None
+
+    def work(row: int, at: int) -> None:
+        place = first + row * x.shape[1]
+        arrays = (values.data_ptr() + 4 * at, packed.data_ptr(), place, x.shape[1], x.data_ptr() + 4 * row * x.shape[1])
+        native.memfit_expand(*arrays, counts[row])
+
+    _by_rows(counts, work)
+
+
+def _by_rows(counts: list[int], work: Callable[[int, int], None]) -> None:
+    """Do the work of each row, whose elements begin after those of the rows before it."""
+    places = list(accumulate(counts, initial=0))[:-1]
+    if len(counts) == 1 or threads() == 1 or sum(counts) < 2 * LEAST_PIECE:
+        for row, at in enumerate(places):
+            work(row, at)
+    else:
+        list(_pool().map(work, range(len(counts)), places))
 
 
 def _by_pieces(elements: int, work: Callable[[int, int], None]) -> None:

@@ -291,6 +291,10 @@ class IntegerProgram:
                 for f in range(len(activation.forms))
                 if (o := chosen.get((a, f))) is not None and any(uses[h] for h in activation.forms[f].holders)
             }
+            for f in sorted(held, key=lambda f: -activation.forms[f].options[held[f]].held_bytes):  # what others serve too
+                others = {h for other in held if other != f for h in activation.forms[other].holders}
+                if all(h in others for h in activation.forms[f].holders if uses[h]):
+                    del held[f]
             served = {h for f in held for h in activation.forms[f].holders}
             if a in whole or any(use and h not in served for h, use in enumerate(uses)):
                 whole.add(a)  # and then the forms would only add to it
