@@ -7,10 +7,15 @@ small whatever the size of a sample.
 import torch
 from torch import Tensor
 
-from memfit import bits, native
+from memfit import native
 from memfit.bits import pack, packed_bytes, unpack
 
-PIECE_BYTES = 40 * bits.PIECE  # of workspace: torch counts places in 64 bits
+PIECE = 1 << 14  # elements worked on at once; a multiple of 8
+
+
+def workspace_bytes(elements: int, itemsize: int) -> int:
+    """Most bytes live at once beyond what the functions here take and give: none in C; torch counts places in 64 bits."""
+    return 0 if native.library() is not None and itemsize == 4 else 40 * min(elements, PIECE)
 
 
 def pack_above_zero(x: Tensor) -> Tensor:
@@ -58,6 +63,7 @@ def expand(values: Tensor, packed: Tensor, first: int, counts: list[int], x: Ten
     """What `compact` was given, with zeros where no bit is set.
 
     Args:
+        values: shape (sum of `counts`,), contiguous. They may be the last elements of `x`, which are read before they are written.
         x: where it goes. Shape (rows, elements), contiguous.
     """
     if native.takes(x):
@@ -67,12 +73,13 @@ def expand(values: Tensor, packed: Tensor, first: int, counts: list[int], x: Ten
     for start, stop in _pieces(0, flat.numel()):
         where = _bits(packed, first + start, first + stop)
         count = int(where.sum())
-        flat[start:stop].zero_().masked_scatter_(where, values[at : at + count])
+        found = values[at : at + count].clone()
+        flat[start:stop].zero_().masked_scatter_(where, found)
         at += count
 
 
 def _pieces(start: int, stop: int) -> list[tuple[int, int]]:
-    return [(at, min(at + bits.PIECE, stop)) for at in range(start, stop, bits.PIECE)]
+    return [(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)]
 
 
 def _bits(packed: Tensor, start: int, stop: int) -> Tensor:

@@ -16,13 +16,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from memfit.bits import PIECE, packed_bytes
-from memfit.compaction import PIECE_BYTES, compact, count_set, expand, pack_above_zero
+from memfit.bits import packed_bytes
+from memfit.compaction import compact, count_set, expand, pack_above_zero, workspace_bytes
 from memfit.forms.form import Held
 from memfit.forms.quantised import GROUP, dequantised, groups_of, quantise, work_type
 from memfit.packing import packed_row_bytes
 from memfit.tucker import Decompose, decompose_mode
 
+PIECE = 1 << 15  # elements coded at once; a multiple of those of a group
 FEWER_BITS = (8, 4, 2, 0)  # one bit, between the least and the largest, is further off than the mean
 
 
@@ -70,7 +71,9 @@ class Bitmap:
             return rows.view(stop - start, *shape[1:])
         for row, sample in enumerate(range(start, stop)):
             above = layout.counts[sample]
-            values = like.new_empty(above) if layout.bits else layout.means[sample].to(like.dtype).expand(above).contiguous()
+            values = rows[row, count - above :]  # they stand where the last of them will
+            if not layout.bits:
+                values.copy_(layout.means[sample].expand(above))
             for piece, codes, least, step in layout.coded(sample) if layout.bits else ():
                 values[piece] = dequantised(codes, layout.bits, values[piece].numel(), least, step)[0]
             expand(values, packed, sample * count, [above], rows[row : row + 1])
@@ -80,14 +83,20 @@ class Bitmap:
         return packed_bytes(prod(shape)) + self._payload_bytes(shape[0], prod(shape[1:]), itemsize) + 8 * shape[0]
 
     def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        return self.held_bytes(shape, itemsize) + PIECE_BYTES + itemsize * prod(shape[1:])  # what is coded of a sample
+        coding = 0 if self.bits is None else itemsize * prod(shape[1:]) + self._coding_bytes(shape, itemsize)  # of a sample
+        return self.held_bytes(shape, itemsize) + workspace_bytes(prod(shape), itemsize) + coding
 
     def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
-        return PIECE_BYTES + itemsize * (samples + 1) * prod(shape[1:])
+        work = workspace_bytes(samples * prod(shape[1:]), itemsize)
+        return itemsize * samples * prod(shape[1:]) + max(work, 0 if self.bits is None else self._coding_bytes(shape, itemsize))
 
     def most_above(self, samples: int, count: int) -> int:
         """Elements above zero that there is room for, of samples of `count` elements."""
         return min(samples * count, ceil(count * (samples * self.share + sqrt(samples) * self.spread)))
+
+    def _coding_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """Of a piece of a sample's elements while it is coded, or restored from its codes."""
+        return 4 * max(4, itemsize) * min(PIECE, prod(shape[1:]) + GROUP)
 
     def _payload_bytes(self, samples: int, count: int, itemsize: int) -> int:
         above, work_bytes = self.most_above(samples, count), max(4, itemsize)

@@ -121,7 +121,7 @@ def test_c_makes_the_same_as_torch(rows: int, elements: int, seed: int, kept: in
     form, cut = Bitmap(1.0, 0.0, width), rows // 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "library", lambda: None)
-        patch.setattr(bits, "PIECE", 16)  # so that few elements are several pieces
+        patch.setattr(compaction, "PIECE", 16)  # so that few elements are several pieces
         held = form.compress(x)
         parts = [form.restore(held, x.shape, cut, rows), form.restore(held, x.shape, 0, rows)]
     ours = form.compress(x)
