@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import memfit
 from memfit.checkpoint import apply
 from memfit.forms import Bitmap
+from memfit.recipe import HeldForm
 from planner.above_zero import room_above_zero
 from planner.capture import TrainingGraph, capture
 from planner.patching import recipe_of
@@ -22,34 +23,9 @@ from planner.profiling import make_profile
 from planner.request import PlanRequest, ProfileSettings
 from planner.solver import solve
 from planner.verification import prove
-from tests.planner.networks import export
+from tests.planner.networks import Rectified, export
 
-F = torch.nn.functional
 BATCH = 6
-
-
-class Rectified(nn.Module):
-    """A relu that two convolutions read, and relus one after the other; one whose result is pooled and dropped out; a relu6; and a silu."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.one, self.other = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
-        self.chain = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
-        self.pooled, self.last, self.dropout = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 24, 1), nn.Dropout(0.2)
-        self.smooth, self.head = nn.Conv2d(24, 8, 1), nn.Linear(8, 5)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = F.relu(self.stem(image))
-        x = F.relu(self.one(x) + self.other(x))
-        for convolution in self.chain:
-            x = F.relu(convolution(x))
-        x = F.relu6(self.pooled(self.dropout(F.max_pool2d(x, 2))))
-        x = F.silu(self.last(x))
-        result: Tensor = self.head(F.relu(self.smooth(x)).mean((2, 3)))
-        return result
 
 
 def sample_of(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -148,3 +124,12 @@ def test_a_plan_holds_and_loses_what_it_says(bits: int | None, tmp_path: Path) -
     assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.1)
     if proof.certificate is not None:
         assert proof.certificate.fidelity == pytest.approx(plan.fidelity, abs=1e-3)
+
+
+def test_a_relu_shares_nothing_but_a_bitmap() -> None:
+    graph, profile = case()
+    for technique, value in (("int8", "relu"), ("bitmap", "relu6")):
+        settings = {"share": 1.0, "spread": 0.0} if technique == "bitmap" else {}
+        shared = HeldForm(value, (value, "conv2d_8" if value == "relu6" else "conv2d_1"), technique, settings)
+        with pytest.raises(ValueError, match=f"{value} share {technique}, which does not tell where its gradient passes"):
+            graph.rewritten(replace(graph.exact_recipe(profile.loss), forms=(shared,)))
