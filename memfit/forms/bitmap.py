@@ -56,7 +56,7 @@ class Bitmap:
             values = x.new_empty(above)
             compact(rows[sample : sample + 1], packed, sample * count, [above], values)
             if not layout.bits:
-                layout.means[sample] = values.double().mean()
+                layout.means[sample] = sum(piece.double().sum() for piece in values.split(PIECE)) / above
             for piece, codes, least, step in layout.coded(sample) if layout.bits else ():
                 quantise(values[None, piece].to(layout.work), layout.bits, False, codes, least, step)
         return packed, payload, counts_B, x.new_empty(0)
@@ -83,12 +83,13 @@ class Bitmap:
         return packed_bytes(prod(shape)) + self._payload_bytes(shape[0], prod(shape[1:]), itemsize) + 8 * shape[0]
 
     def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        coding = 0 if self.bits is None else itemsize * prod(shape[1:]) + self._coding_bytes(shape, itemsize)  # of a sample
-        return self.held_bytes(shape, itemsize) + workspace_bytes(prod(shape), itemsize) + coding
+        """Also of a batch for whose exact elements there is no room: those of a sample, while they are coded."""
+        work = workspace_bytes(prod(shape), itemsize) + itemsize * prod(shape[1:]) + self._coding_bytes(shape, itemsize)
+        return self.held_bytes(shape, itemsize) + work
 
     def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
-        work = workspace_bytes(samples * prod(shape[1:]), itemsize)
-        return itemsize * samples * prod(shape[1:]) + max(work, 0 if self.bits is None else self._coding_bytes(shape, itemsize))
+        elements = samples * prod(shape[1:])
+        return itemsize * elements + max(workspace_bytes(elements, itemsize), self._coding_bytes(shape, itemsize))
 
     def most_above(self, samples: int, count: int) -> int:
         """Elements above zero that there is room for, of samples of `count` elements."""
