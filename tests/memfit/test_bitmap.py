@@ -11,7 +11,7 @@ from torch import Tensor
 from memfit import bits, compaction, native
 from memfit.forms import Bitmap, Held
 from memfit.forms.quantised import GROUP
-from memfit.operators.conv import convolution
+from memfit.operators.conv import ConvArguments, convolution
 from memfit.operators.held import Hold
 from memfit.operators.pointwise import Rectifier, rectified
 from planner.record import record
@@ -151,7 +151,7 @@ def test_a_relu_and_a_convolution_share_it(form: Bitmap, over_input: bool, over_
     """All gradients are exact, but the weight's, which is that of the restored activation; and both hold the same bits."""
     x, weight = random((3, 4, 7, 5), 1).requires_grad_(), random((6, 4, 3, 3), 2).requires_grad_()
     upstream = random((3, 6, 7, 5), 3)
-    settings = ([1, 1], [1, 1], [1, 1], 1)
+    settings = ConvArguments([1, 1], [1, 1], [1, 1])
     before = x * 1
     held = Hold(form)(before)
     assert held is not None
