@@ -4,7 +4,7 @@ The demo's network, trained on upright digits, goes on learning on turned and no
 images of CIFAR-10, too. It does so by plans of several kinds: the planner's, at budgets from the least on, for both objectives; the last
 layers alone; the last layers with their inputs in HOSVD at one ε; and choices at random. Each is run from the same start with the same
 orders of the data (`SEEDS` of them) at the rate that suits it best of `RATES`, falling to nothing. Peaks are measured, by the
-allocator's record. Steps and images are few, so that the plans, more than thirty a network, take a quarter of an hour of one core.
+allocator's record. Steps and images are few: each of the plans, more than thirty a network, runs seven times.
 
 The whole batch goes through at once in all of them (a loop of one's own): divided, these small networks train without loss in a fiftieth
 of the memory, and there would be nothing to compare.
