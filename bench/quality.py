@@ -15,7 +15,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -203,11 +202,10 @@ class Bench:
         measured = step_peak_bytes(
             lambda: step(part.images, part.digits), lambda: [*model.parameters(), *model.buffers(), part.images, part.digits]
         )
-        start = memfit.load(checkpoint).train()
-        gradients = self._gradients(deepcopy(start))
+        gradients = self._gradients(memfit.load(checkpoint).train())
         scores = {name: score(gradients) for name, score in SCORES.items()}
-        rate = max(RATES, key=lambda rate: self._accuracy(start, rate, SEEDS))
-        accuracies = tuple(self._accuracy(start, rate, seed) for seed in range(SEEDS))
+        rate = max(RATES, key=lambda rate: self._accuracy(checkpoint, rate, SEEDS))
+        accuracies = tuple(self._accuracy(checkpoint, rate, seed) for seed in range(SEEDS))
         return Tried(kind, plan, measured, scores, rate, accuracies)
 
     def _gradients(self, model: nn.Module) -> list[Gradient]:
@@ -228,10 +226,9 @@ class Bench:
         functional.cross_entropy(model(part.images), part.digits).backward()
         return {name: (p, p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
-    def _accuracy(self, start: nn.Module, rate: float, seed: int) -> float:
+    def _accuracy(self, checkpoint: Path, rate: float, seed: int) -> float:
         torch.manual_seed(seed)
-        model = deepcopy(start)
-        model.recipe = start.recipe
+        model = memfit.load(checkpoint).train()
         step, done = memfit.TrainingStep(model, lr=rate), 0
         while done < STEPS:
             for batch in self.device.batches(BATCH_SIZE):
