@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from memfit.forms import Held
+from memfit.operators.conv import CONVOLUTIONS
 from memfit.operators.held import HeldTensor
 from memfit.operators.linear import TRANSPOSED_LINEAR
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 PRODUCTS = (*CONVOLUTIONS, aten.linear.default, TRANSPOSED_LINEAR)
 VIEWS = (
     *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.transpose.int, aten.permute.default),

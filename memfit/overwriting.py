@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from memfit.operators.conv import CONVOLUTIONS
 from memfit.operators.linear import TRANSPOSED_LINEAR
 
 aten = torch.ops.aten
@@ -37,8 +38,7 @@ MAKING_GRADIENTS = frozenset(
     (
         *RECTIFIERS,
         *(target for target in IN_PLACE if target is not aten.add.Tensor),
-        *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, TRANSPOSED_LINEAR),
-        aten.batch_norm.default,
+        *(*CONVOLUTIONS, aten.linear.default, TRANSPOSED_LINEAR, aten.batch_norm.default),
         *(aten.layer_norm.default, aten.group_norm.default, aten.softplus.default, aten.softmax.int),
         *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default),
     )
@@ -47,7 +47,7 @@ MAKING_GRADIENTS = frozenset(
 MAKING_TENSORS = frozenset(
     (
         *(target for target, in_place in RECTIFIERS.items() if not in_place),
-        *(*IN_PLACE, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, TRANSPOSED_LINEAR),
+        *(*IN_PLACE, *CONVOLUTIONS, aten.linear.default, TRANSPOSED_LINEAR),
         *(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default, aten.cat.default),
         *(aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.softplus.default, aten.softmax.int),
         *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default),

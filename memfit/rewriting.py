@@ -18,7 +18,7 @@ from memfit.chains import HoldSources, chain_of
 from memfit.forms import form_from_settings
 from memfit.operators.again import MASK, REPEATED, Again
 from memfit.operators.attention import Attention, DroppedAttention
-from memfit.operators.conv import convolution
+from memfit.operators.conv import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, ConvArguments, convolution
 from memfit.operators.embedding import embedding
 from memfit.operators.held import Hold
 from memfit.operators.linear import TRANSPOSED_LINEAR, linear
@@ -44,7 +44,6 @@ aten = torch.ops.aten
 DROPPING = (nn.modules.dropout._DropoutNd, MaskedDropout, Attention, DroppedAttention)  # modules that draw random numbers in training
 
 HELD = "memfit_held_"
-CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 MAX_POOLINGS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
 POOLINGS: dict[Any, int] = {
     **MAX_POOLINGS,
@@ -200,9 +199,7 @@ def _parameter(module: GraphModule, embedding: Node) -> nn.Parameter | None:
 def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     values = arguments(node)
     if node.target in CONVOLUTIONS:
-        spatial = CONVOLUTIONS[node.target]
-        settings = (*(per_axis(values[name], spatial) for name in ("stride", "padding", "dilation")), values["groups"])
-        _call(node, convolution, (values["input"], values["weight"], values["bias"], settings, held))
+        _call(node, convolution, (values["input"], values["weight"], values["bias"], conv_arguments(node), held))
     elif node.target is aten.linear.default:
         _call(node, linear, (values["input"], values["weight"], values["bias"], held))
     elif node.target is TRANSPOSED_LINEAR:
@@ -210,6 +207,14 @@ def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     else:
         tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
         _call(node, frozen_batch_norm, (*tensors, values["eps"], held), over_gradient=over_gradient)
+
+
+def conv_arguments(node: Node) -> ConvArguments:
+    """Settings of a convolution of a program."""
+    values, spatial = arguments(node), CONVOLUTIONS[node.target]
+    stride, padding, dilation = (per_axis(values[name], spatial) for name in ("stride", "padding", "dilation"))
+    output_padding = per_axis(values["output_padding"], spatial) if node.target in TRANSPOSED_CONVOLUTIONS else None
+    return ConvArguments(stride, padding, dilation, values["groups"], output_padding)
 
 
 def _use_again(module: GraphModule, node: Node, held: dict[str, Node]) -> None:

@@ -34,7 +34,7 @@ class PlanRecord(Record):
         budget_bytes: known once the budget is an amount: a share of the plain step's peak needs the profile first.
         plan_json: a `planner.plan.Plan`, once solved.
         certificate_json: a `planner.plan.Certificate`, once a checkpoint was measured inside the budget.
-        checkpoint_digest: SHA-256 of the patched checkpoint, once ready.
+        checkpoint_digest, checkpoint_bytes: SHA-256 and size of the patched checkpoint, once ready.
         problem_json: why it failed, or why no plan fits: a problem document.
     """
 
@@ -49,5 +49,6 @@ class PlanRecord(Record):
     plan_json: Mapped[str | None] = mapped_column(Text)
     certificate_json: Mapped[str | None] = mapped_column(Text)
     checkpoint_digest: Mapped[str | None] = mapped_column(String(64))
+    checkpoint_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     problem_json: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, index=True)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Record, UtcDateTime, new_id, now
@@ -24,7 +24,7 @@ class ProfileRecord(Record):
 
     Attributes:
         batch_size: samples a step; never left open, so that equal settings are one record.
-        content_digest: SHA-256 of the stored profile, once ready.
+        content_digest, content_bytes: SHA-256 and size of the stored profile, once ready.
         problem_json: why it failed: a problem document.
     """
 
@@ -40,5 +40,6 @@ class ProfileRecord(Record):
     state: Mapped[str] = mapped_column(String(16), default=ProfileState.QUEUED)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     content_digest: Mapped[str | None] = mapped_column(String(64))
+    content_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     problem_json: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

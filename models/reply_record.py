@@ -14,7 +14,7 @@ class ReplyRecord(Record):
     Attributes:
         key_id: of the API key; empty where none is needed.
         fingerprint: of the request; the same key with another request is a mistake.
-        server: that works on the request, where there are several; if it dies, another may.
+        server: that works on the request, where there are several; if it dies, another may. `nobody` if it is to be sent again.
         status: None while the request is worked on.
     """
 

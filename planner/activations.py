@@ -14,6 +14,7 @@ from planner.fidelity import Energies, Measured, holders_of_values
 from planner.menu import unbeaten
 from planner.plan import INDEX, MASK
 from planner.profile import Activation, Form, Holder, Option
+from planner.restoring import restore_bytes
 from planner.spectra import Spectra
 from planner.structure import Structure, bits_held
 from planner.techniques import candidate, mask_bytes, mask_seconds, settings_of
@@ -46,7 +47,8 @@ def activations_of(
                 n for n, h in enumerate(holders) if values.get(structure.names[h.operation]) == value and h.needed_for == "weight"
             )
             if served and value in energies.candidates and structure.storage_of[value] == at:
-                options = _options(energies.candidates[value], structure.shape_of[value], spectra[value].itemsize)
+                restoring = [nodes[structure.names[holders[n].operation]] for n in served]
+                options = _options(energies.candidates[value], value, restoring, graph, structure)
                 forms.append(
                     Form(value, served, options, spectra[value].modes() if structure.shape_of[value] == spectra[value].shape else ())
                 )
@@ -60,7 +62,7 @@ def activations_of(
             ):
                 forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
             if node is not None and node.name in graph.repeated:
-                forms += _repeated_forms(graph.repeated[node.name], node.name, n, at, structure, travelled)
+                forms += _repeated_forms(node, n, at, graph, structure, travelled)
         activations.append(
             Activation(
                 storage.name,
@@ -90,18 +92,16 @@ def activations_of(
     return tuple(activations)
 
 
-def _repeated_forms(
-    inputs: tuple[Node, ...], operation: str, n: int, at: int, structure: Structure, travelled: Travelled
-) -> Iterator[Form]:
+def _repeated_forms(operation: Node, n: int, at: int, graph: TrainingGraph, structure: Structure, travelled: Travelled) -> Iterator[Form]:
     """Of an operation that may work itself out again and keeps a storage: its input, for which there are options; or its own
     output, which it then does without (the options come with the other recomputations).
     """
+    inputs = graph.repeated[operation.name]
     for x in inputs:
         if x.op != "placeholder" and structure.storage_of.get(x.name) == at:
-            options = _options(travelled.get((x.name, operation), []), structure.shape_of[x.name], structure.itemsize(x.name))
-            yield Form(x.name, (n,), options)
-    if structure.storage_of.get(operation) == at and operation not in {x.name for x in inputs}:
-        yield Form(operation, (n,), ())
+            yield Form(x.name, (n,), _options(travelled.get((x.name, operation.name), []), x.name, [operation], graph, structure))
+    if structure.storage_of.get(operation.name) == at and operation.name not in {x.name for x in inputs}:
+        yield Form(operation.name, (n,), ())
 
 
 def holds_inputs(graph: TrainingGraph, structure: Structure, operation: str) -> bool:
@@ -117,12 +117,12 @@ def _holder(graph: TrainingGraph, node: Node | None, operation: int) -> Holder:
     return Holder(operation, "gradient") if weight is None else Holder(operation, "weight", weight)
 
 
-def _options(measured: list[Measured], shape: tuple[int, ...], itemsize: int) -> tuple[Option, ...]:
-    """The measured candidates for a value of that shape, without those that another of the same technique beats.
+def _options(measured: list[Measured], value: str, holders: list[Node], graph: TrainingGraph, structure: Structure) -> tuple[Option, ...]:
+    """The measured candidates for a value, without those that another of the same technique beats.
 
     Beaten by another technique they stay: a request may allow theirs alone (`planner.menu`).
     """
-    options = []
+    shape, itemsize, options = structure.shape_of[value], structure.itemsize(value), []
     for each in measured:
         form = each.candidate.form
         cost = candidate(form, shape, itemsize)
@@ -133,7 +133,7 @@ def _options(measured: list[Measured], shape: tuple[int, ...], itemsize: int) ->
                 settings_of(form),
                 cost.held_bytes,
                 cost.compress_bytes,
-                cost.restore_bytes,
+                restore_bytes(form, shape, itemsize, holders, graph, structure),
                 lost,
                 each.seconds,
                 shipped_bytes=cost.shipped_bytes,

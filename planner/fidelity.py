@@ -11,6 +11,7 @@ Source: random signs for norms, Achlioptas 2003.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from memfit.forms import Held
+from memfit.forms import Form, Held, Projection
 from memfit.losses import loss_of
 from memfit.operators import conv, linear, norm
-from memfit.tucker import Decompose, decompose_mode
+from memfit.tucker import Decompose, as_mode, decompose_mode, multiply_mode
 from planner.capture import NamedRun, TrainingGraph
 from planner.errors import BadSample
 from planner.record import forward_range
@@ -97,6 +98,8 @@ def _nothing_known(holder: Node, x: Tensor, weight: Tensor, result: Tensor) -> S
     """Empty spectra of the value that an operation reads."""
     feature = x.dim() - 1 if holder.target is linear.linear else 1
     work = result.numel() * weight.numel() / max(1, result.shape[feature] * x.numel())
+    if holder.target is conv.convolution and isinstance(settings := holder.args[3], conv.ConvArguments):
+        work = conv.products(x.shape, weight.shape, result.shape, settings) / max(1, x.numel())
     value = holder.args[0]
     return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else (), work)
 
@@ -127,8 +130,8 @@ def measure_energies(
         def compare(grad: Tensor) -> None:
             nonlocal done
             with torch.no_grad():
-                gradient = _gradient_of(node, args, grad)
-                _compare(energies.candidates[value], held.setdefault(value, []), energies.batches, weight, uses[weight], x, gradient)
+                gradient, left = _gradient_of(node, args, grad), partial(_features_left, node, args, tuple(grad.shape))
+                _compare(energies.candidates[value], held.setdefault(value, []), energies.batches, weight, uses[weight], x, gradient, left)
             if node.name in first:
                 del held[value]
             done += 1
@@ -158,15 +161,30 @@ def measure_energies(
 
 
 def _compare(
-    measured: list[Measured], held: list[Held], batch: int, weight: str, uses: int, x: Tensor, weight_gradient: Callable[[Tensor], Tensor]
+    measured: list[Measured],
+    held: list[Held],
+    batch: int,
+    weight: str,
+    uses: int,
+    x: Tensor,
+    weight_gradient: Callable[[Tensor], Tensor],
+    left_by: Callable[[Form], int | None],
 ) -> None:
     decompose = _remembering(x)
     for number, each in enumerate(measured):
+        form = each.candidate.form
         started = perf_counter()
         if len(held) <= number:
-            held.append(each.candidate.form.compress(x, decompose))
-        restored = each.candidate.form.restore(held[number], x.shape, 0, x.shape[0])
-        each.seconds = perf_counter() - started
+            held.append(form.compress(x, decompose))
+        left = left_by(form)
+        if left is not None and isinstance(form, Projection):
+            in_directions = form.restore(held[number], x.shape, 0, x.shape[0], left)
+            each.seconds = perf_counter() - started
+            directions = form.directions(held[number], x.shape, left)
+            restored = multiply_mode(as_mode(in_directions, left, left + 1), directions).view(x.shape)
+        else:
+            restored = form.restore(held[number], x.shape, 0, x.shape[0])
+            each.seconds = perf_counter() - started
         lost = float(weight_gradient(restored.sub_(x)).double().square_().sum())
         # The errors of a weight used several times may point the same way: ‖Σ eᵢ‖² ≤ uses · Σ ‖eᵢ‖².
         of_batches = each.lost_energy.setdefault(weight, [])
@@ -194,16 +212,27 @@ def _gradient_of(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[T
     whose energy is on average the same.
     """
     if node.target is conv.convolution:
-        outputs, settings = args[1].shape[0], args[3]
-        if settings[3] == 1 and outputs >= 4 * COMBINATIONS:
+        shape, settings = args[1].shape, args[3]
+        outputs = settings.outputs(shape)
+        if settings.groups == 1 and outputs >= 4 * COMBINATIONS:
             few = torch.einsum("so,bo...->bs...", _signs(outputs, grad), grad)
-            return lambda x: conv.weight_gradient(few, x, torch.Size((COMBINATIONS, *args[1].shape[1:])), settings)
-        return lambda x: conv.weight_gradient(grad, x, args[1].shape, settings)
+            sizes = (shape[0], COMBINATIONS) if settings.transposed else (COMBINATIONS, shape[1])
+            return lambda x: conv.weight_gradient(few, x, torch.Size((*sizes, *shape[2:])), settings)
+        return lambda x: conv.weight_gradient(grad, x, shape, settings)
     if node.target is linear.linear:
         if grad.shape[-1] >= 4 * COMBINATIONS:
             grad = grad @ _signs(grad.shape[-1], grad).mT
         return lambda x: linear.weight_gradient(grad, x)
     return lambda x: norm.weight_gradient(grad, x, args[3], args[4], args[5])
+
+
+def _features_left(node: Node, args: tuple[Any, ...], result_shape: tuple[int, ...], form: Form) -> int | None:
+    """The mode that an operation leaves in the directions that a form holds it in."""
+    if node.target is conv.convolution:
+        return conv.features_left(form, tuple(args[0].shape), tuple(args[1].shape), result_shape, args[3])
+    if node.target is linear.linear:
+        return linear.features_left(form, tuple(args[0].shape), result_shape[-1])
+    return None
 
 
 def _signs(outputs: int, like: Tensor) -> Tensor:

@@ -55,18 +55,21 @@ def _gradient(module: GraphModule, batch: Batch, loss: str, micro_batch: int | N
 
 
 def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
-    """Operations whose result is all that later ones read of what is before them, weights included.
+    """Operations whose result is all that later ones read of what is before them, weights included, and after which some weight is read:
+    it is for their gradients that the rest runs at once.
 
     Where several are near one another, the one with the smallest result.
     """
     order = {node: i for i, node in enumerate(graph.operations)}
     every = [*graph.operations, graph.module.graph.output_node()]
     readers = readers_of(whole)
+    last_read = max((max(reads) for reads in readers.values()), default=0)
     crossing = [[size for size, born, last_use in whole.storages if born <= i < last_use] for i in range(len(every))]
     found = [
         i
         for node, i in order.items()
-        if isinstance(node.meta.get("val"), torch.Tensor)
+        if i < last_read
+        and isinstance(node.meta.get("val"), torch.Tensor)
         and len(node.meta["val"].shape) > 0
         and {source for later in every[i + 1 :] for source in _read_before(later, order, i)} == {node}
         and not any(min(reads) <= i < max(reads) for reads in readers.values())

@@ -48,7 +48,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     except (ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadSample(
-            f"the model does not run on this sample: {reason}. Check shapes, types and index ranges of inputs and targets."
+            f"the model does not run on this sample: {reason.rstrip('.')}. Check shapes, types and index ranges of inputs and targets."
         ) from error
     progress(0.06, "the plain step")
     plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)

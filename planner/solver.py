@@ -16,7 +16,6 @@ from planner.search import least_peak, limits_of, search
 from planner.trainable import weights
 
 SEARCH_SECONDS = 4.0  # for a plan that is measured next, which takes longer
-SETTLED = 2e-3  # a gap below which a further search is not worth its time
 
 
 def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...] = (), search_seconds: float = SEARCH_SECONDS) -> Plan:

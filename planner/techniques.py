@@ -13,7 +13,6 @@ from torch import Tensor
 from memfit.bits import PIECE, packed_bytes, rectify, scale_by_bits
 from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.forms.quantised import GROUP
-from memfit.operators.held import samples_at_once
 from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
 from planner.coding import FREE_PRODUCTS
@@ -33,7 +32,6 @@ class Candidate:
     form: Form
     held_bytes: int
     compress_bytes: int
-    restore_bytes: int
     shipped_bytes: int
 
     @property
@@ -87,11 +85,10 @@ def basis_form(spectra: Spectra, most_bytes: int, kind: type[Basis] = Basis) -> 
 def candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:
     """A form for a value of that shape."""
     held = form.held_bytes(shape, itemsize)
-    restore = form.restore_bytes(shape, itemsize, samples_at_once(shape, itemsize))
     shipped = sum(tensor.nbytes for tensor in tensors_of(form).values())
     if isinstance(form, Coded):
         shipped += form.table_bytes(shape, itemsize)
-    return Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), restore, shipped)
+    return Candidate(form, held, max(0, form.compress_bytes(shape, itemsize) - held), shipped)
 
 
 def settings_of(form: Form) -> dict[str, Setting]:

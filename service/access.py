@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from models import HoldingRecord, JobRecord, JobState, ModelRecord, SampleRecord, UploadRecord
+from models import HoldingRecord, JobRecord, JobState, ModelRecord, PlanRecord, ProfileRecord, SampleRecord, UploadRecord
 from service.context import Context, ContextDep
 from service.keys import Caller, caller_of
 from service.problems import NotFound
@@ -40,9 +40,14 @@ def _caller(context: Context, authorization: str | None) -> Caller:
 CallerDep = Annotated[Caller, Depends(authenticate)]
 
 
+def holds(session: Session, caller: Caller, kind: Thing, id: str) -> bool:
+    """Whether a caller with a key has the thing."""
+    return session.get(HoldingRecord, (caller.key_id, kind, id)) is not None
+
+
 def hold(session: Session, caller: Caller, kind: Thing, id: str) -> None:
     """From now on the thing is the caller's too."""
-    if caller.key is not None and session.get(HoldingRecord, (caller.key.id, kind, id)) is None:
+    if caller.key is not None and not holds(session, caller, kind, id):
         session.add(HoldingRecord(key_id=caller.key.id, kind=kind, subject_id=id))
         session.flush()
 
@@ -52,7 +57,7 @@ def check_held(session: Session, caller: Caller, kind: Thing, id: str) -> None:
     Raises:
         NotFound: the thing is not the caller's. Whether it is another's is not told.
     """
-    if not caller.sees_all and session.get(HoldingRecord, (caller.key_id, kind, id)) is None:
+    if not caller.sees_all and not holds(session, caller, kind, id):
         raise NotFound(kind, id, "Ids come with the answers that made them, and are for the key that asked.")
 
 
@@ -67,25 +72,35 @@ def let_go(session: Session, caller: Caller, kind: Thing, id: str) -> bool:
 
 
 def check_jobs(session: Session, caller: Caller) -> None:
-    """
+    """For a job that is about to be made. In its transaction, so that of many that are asked for at once no more are made.
+
     Raises:
-        TooMany: the caller has as many jobs waiting or running as they may.
+        TooMany: the caller has as many jobs waiting or running as they may, or more bytes, and a job would make more.
     """
     most = caller.key.active_jobs if caller.key is not None else None
     if most is not None and active_jobs(session, caller) >= most:
         raise TooMany("active_jobs", most, "Wait for one to end, or cancel one.", 30)
+    check_bytes(session, caller, 0)
 
 
-def check_bytes(context: Context, caller: Caller, more: int) -> None:
+def check_bytes(session: Session, caller: Caller, more: int) -> None:
     """
     Raises:
         TooMany: with `more`, the caller has more bytes than they may.
     """
     most = caller.key.stored_bytes if caller.key is not None else None
-    if most is not None:
-        with context.database.reading() as session:
-            if stored_bytes(session, caller) + more > most:
-                raise TooMany("stored_bytes", most, "Delete models or samples that you no longer need.", 3600)
+    if most is not None and stored_bytes(session, caller) + more > most:
+        raise TooMany("stored_bytes", most, "Delete plans, profiles, models or samples that you no longer need.", 3600)
+
+
+def check_file(session: Session, caller: Caller, kind: Thing, digest: str, more: int) -> None:
+    """For a file of `more` bytes that came: before it is opened, and in the transaction that takes it in. One they have costs nothing.
+
+    Raises:
+        TooMany: with it, the caller has more bytes than they may.
+    """
+    if not holds(session, caller, kind, digest):
+        check_bytes(session, caller, more)
 
 
 def active_jobs(session: Session, caller: Caller) -> int:
@@ -95,14 +110,16 @@ def active_jobs(session: Session, caller: Caller) -> int:
 
 
 def stored_bytes(session: Session, caller: Caller) -> int:
-    """Bytes of what the caller holds, as they were sent: models, samples, and uploads that are not taken in yet."""
+    """Bytes of what the caller holds: models and samples as they were sent, uploads not taken in yet, profiles and checkpoints."""
     total = 0
-    for record, id, kind in (
-        (ModelRecord, ModelRecord.digest, "model"),
-        (SampleRecord, SampleRecord.digest, "sample"),
-        (UploadRecord, UploadRecord.id, "upload"),
+    for id, bytes, kind in (
+        (ModelRecord.digest, ModelRecord.bytes, "model"),
+        (SampleRecord.digest, SampleRecord.bytes, "sample"),
+        (UploadRecord.id, UploadRecord.bytes, "upload"),
+        (ProfileRecord.id, ProfileRecord.content_bytes, "profile"),
+        (PlanRecord.id, PlanRecord.checkpoint_bytes, "plan"),
     ):
         held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == kind)
-        query = select(func.coalesce(func.sum(record.bytes), 0))
+        query = select(func.coalesce(func.sum(bytes), 0))
         total += session.scalar(query.where(id.in_(held)) if caller.key is not None else query) or 0
     return total

@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import delete
 
-from models import JobRecord, ReplyRecord
+from models import JobRecord
 from service import devices, health, jobs, metrics, problem_answers, problem_pages, profiles, removal, resumable, system, uploads, usage
 from service.access import authenticate
 from service.busy import Busy
@@ -16,7 +15,7 @@ from service.context import Context
 from service.database import Database
 from service.events import Hub
 from service.files import rewrite_older_models
-from service.idempotency import Idempotency
+from service.idempotency import Idempotency, let_be_sent_again
 from service.keys import Callers, check_keys_for
 from service.logs import RequestLog
 from service.metrics import Metrics
@@ -121,8 +120,8 @@ def _start(settings: Settings, store: Store) -> Context:
         notices = Notices(database)
         notices.start()
     else:
-        with database.transaction() as session:  # requests that were under way when the last server died
-            session.execute(delete(ReplyRecord).where(ReplyRecord.status.is_(None)))
+        with database.transaction() as session:
+            let_be_sent_again(session)
         rewrite_older_models(database, store, confinement)
         worker = Worker(database, Runner(database, store, confinement, measured), settings.workers)
         worker.start()

@@ -1,6 +1,7 @@
 """Runs one stage in a process of its own: `python -m service.child FOLDER PARENT_PID`.
 
-Uploaded files are opened here and nowhere else. The process ends with its parent, and whatever torch prints goes to the log.
+Uploaded files are opened here and nowhere else, and jobs solve here. The process ends with its parent, and whatever torch prints goes to
+the log.
 """
 
 import ctypes
@@ -27,12 +28,14 @@ from service.protocol import (
     RESULT_FILE,
     TASK,
     TASK_FILE,
+    CompareSpec,
     InspectSpec,
     Message,
     ProblemMessage,
     ProfileSpec,
     ProgressMessage,
     ResultMessage,
+    SolveSpec,
     Spec,
     Task,
 )
@@ -73,8 +76,17 @@ def main() -> None:
 
 def run(spec: Spec, progress: Callable[[float, str], None]) -> object:
     """The stage's result, one of the planner's or the service's dataclasses."""
-    if isinstance(spec, InspectSpec):
-        rewrite(spec.model, spec.program)  # before torch is there to be misled
+    match spec:
+        case SolveSpec(profile, request, corrections):
+            from planner.solver import solve  # each stage imports what it takes, and no more: solver and torch are slow to
+
+            return solve(profile, request, corrections)
+        case CompareSpec(profile, request, plan):
+            from planner.alternatives import alternatives
+
+            return replace(plan, alternatives=alternatives(profile, request, plan))
+        case InspectSpec(model, program):
+            rewrite(model, program)  # before torch is there to be misled
 
     from service import stages  # imports torch
 

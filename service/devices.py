@@ -8,9 +8,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import DeviceRecord, HoldingRecord
+from models.base import new_id
 from service.access import CallerDep, IdPath, check_held, hold, let_go
 from service.body import Body
 from service.context import Context, ContextDep
+from service.idempotency import id_of_request
 from service.keys import Caller
 from service.presets import PRESETS, RUNTIME_BYTES, RUNTIME_SOURCE, Preset
 from service.problem_answers import RESPONSES
@@ -104,10 +106,13 @@ def add_device(body: DeviceBody, response: Response, caller: CallerDep, context:
         raise InvalidRequest(
             "the system and the runtime take all of the device's memory, so nothing is left to train in. Check the figures."
         )
+    id = id_of_request() or new_id()
     with context.database.transaction() as session:
-        session.add(record := DeviceRecord(**body.model_dump()))
-        session.flush()
-        hold(session, caller, "device", record.id)
+        record = session.get(DeviceRecord, id)
+        if record is None:
+            session.add(record := DeviceRecord(id=id, **body.model_dump()))
+            session.flush()
+            hold(session, caller, "device", id)
     response.headers["location"] = f"/v1/devices/{record.id}"
     return _of_record(record)
 

@@ -7,12 +7,14 @@ import hashlib
 import json
 from collections.abc import MutableMapping
 from contextvars import ContextVar
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid5
 
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import delete
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,12 +31,13 @@ MAX_CHARACTERS = 255
 SECONDS_TO_NOTE_AN_ANSWER = 60.0
 MADE_BY_REQUESTS = UUID("6ad1b0a5-7f0e-4f0c-9f0e-2d6d656d6669")
 KEPT_FIELDS = (b"content-type", b"location", b"tus-resumable")
+NOBODY = "nobody"  # works on a request that was not answered for good
 
-sent: ContextVar[str | None] = ContextVar("sent", default=None)  # the key, and the Idempotency-Key, of the request that is answered
+sent: ContextVar[str | None] = ContextVar("sent", default=None)  # what tells the request that is answered from all others
 
 
 def id_of_request() -> str | None:
-    """An id for what a request makes, the same however often it is sent; None without an Idempotency-Key.
+    """An id for what a request makes, the same however often it is sent within a day; None without an Idempotency-Key.
 
     The database may have made it, and have been killed before it said so.
     """
@@ -70,7 +73,7 @@ class Idempotency:
             if not 0 < len(token) <= MAX_CHARACTERS:
                 raise InvalidRequest(f"the Idempotency-Key is empty, or longer than {MAX_CHARACTERS} characters. A UUID is a good one.")
             context: Context = request.app.state.context
-            key_id, reply = await run_in_threadpool(_begin, context, request.headers.get("authorization"), token)
+            key_id, sent_first, reply = await run_in_threadpool(_begin, context, request.headers.get("authorization"), token)
             body = _Body(request, receive)
             if reply is not None:
                 await body.rest()
@@ -79,15 +82,18 @@ class Idempotency:
         except (Problem, *OUTAGES) as error:
             await (await answer_with_problem(request, error))(scope, receive, send)
             return
-        await self._answer(request, context, key_id, token, body, send)
+        reset = sent.set(f"{key_id} {token} {sent_first.timestamp()}")
+        try:
+            await self._answer(request, context, key_id, token, body, send)
+        finally:
+            sent.reset(reset)
 
     async def _answer(self, request: Request, context: Context, key_id: str, token: str, body: "_Body", send: Send) -> None:
-        answer, reset = _Answer(send), sent.set(f"{key_id} {token}")
+        answer = _Answer(send)
         try:
             await self._app(request.scope, body.receive, answer.send)
             await body.rest()
         finally:
-            sent.reset(reset)
             end = partial(_end, context, key_id, token, body.fingerprint, answer)
             try:
                 await run_in_threadpool(end)
@@ -146,29 +152,35 @@ class _Answer:
             await self._send(message)
 
 
-def _begin(context: Context, authorization: str | None, token: str) -> tuple[str, ReplyRecord | None]:
-    """The caller's key, and the reply that was given; None if this is the first time, and noted so."""
+def let_be_sent_again(session: Session) -> None:
+    """Let requests that nobody answers any more be sent again. Only the one server of a database may ask, before it answers any."""
+    session.execute(update(ReplyRecord).where(ReplyRecord.status.is_(None)).values(server=NOBODY))
+
+
+def _begin(context: Context, authorization: str | None, token: str) -> tuple[str, datetime, ReplyRecord | None]:
+    """The caller's key, when the request was first sent, and the reply that was given; None if it is to be answered, and noted so."""
     with context.database.transaction() as session:
         key_id = caller_of(session, authorization).key_id
         server = context.notices.server if context.notices is not None else None
         reply = session.get(ReplyRecord, (key_id, token))
         if reply is None:
-            session.add(ReplyRecord(key_id=key_id, token=token, fingerprint="", server=server))
+            session.add(reply := ReplyRecord(key_id=key_id, token=token, fingerprint="", server=server))
+            session.flush()
         elif reply.status is None:
-            if reply.server is None or lives(session, reply.server):
+            if reply.server != NOBODY and (reply.server is None or lives(session, reply.server)):
                 raise RequestUnderWay("a request with this Idempotency-Key is being answered. Send it again in a while.")
-            reply.server, reply = server, None  # the server that answered it died
-        return key_id, reply
+            reply.server = server  # the one that answered it died
+        return key_id, reply.created_at, reply if reply.status is not None else None
 
 
 def _end(context: Context, key_id: str, token: str, fingerprint: str, answer: _Answer) -> None:
-    """Keep what was answered; nothing if that may be other the next time."""
+    """Keep what was answered; if that may be other the next time, only that it was sent."""
     with context.database.transaction() as session:
-        if answer.status == 0 or answer.status >= 500 or answer.status in (401, 403, 409, 429):
-            session.execute(delete(ReplyRecord).where(ReplyRecord.key_id == key_id, ReplyRecord.token == token))
-            return
-        reply = session.get(ReplyRecord, (key_id, token)) or ReplyRecord(key_id=key_id, token=token)
+        reply = session.get(ReplyRecord, (key_id, token)) or ReplyRecord(key_id=key_id, token=token, fingerprint="")
         session.add(reply)
+        if answer.status == 0 or answer.status >= 500 or answer.status in (401, 403, 409, 429):
+            reply.server = NOBODY
+            return
         reply.fingerprint, reply.status, reply.body = fingerprint, answer.status, answer.body.decode()
         reply.headers_json = json.dumps(answer.headers)
 

@@ -127,7 +127,8 @@ class JobRun:
         def save(session: Session) -> None:
             self._store.keep_still("profiles", file, digest)
             record = session.get_one(ProfileRecord, profile_id)
-            record.state, record.content_digest, record.problem_json = ProfileState.READY, digest, None
+            record.state, record.problem_json = ProfileState.READY, None
+            record.content_digest, record.content_bytes = digest, file.stat().st_size
 
         self._finish(save) if finish else self._write(save)
 
@@ -138,6 +139,7 @@ class JobRun:
             self._store.keep_still("checkpoints", verified.checkpoint, digest)
             record = session.get_one(PlanRecord, self._job.subject_id)
             record.state, record.checkpoint_digest = PlanState.READY, digest
+            record.checkpoint_bytes = verified.checkpoint.stat().st_size
             record.plan_json = PLAN.dump_json(verified.plan).decode()
             record.certificate_json = CERTIFICATE.dump_json(verified.certificate).decode()
 

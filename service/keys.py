@@ -5,6 +5,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Literal
 
 from sqlalchemy import func, or_, select
@@ -17,7 +18,6 @@ from service.problems import Problem
 PREFIX = "memfit_"
 Scope = Literal["read", "write", "admin"]
 SECONDS_TO_KNOW, MOST_KNOWN = 1.0, 10_000
-LOOPBACK = ("127.", "localhost", "::1")
 
 
 class NotAllowed(Problem):
@@ -120,8 +120,15 @@ def check_keys_for(session: Session, host: str) -> None:
         NoKeys: the address is not this machine's own, and no key holds.
     """
     valid = KeyRecord.revoked_at.is_(None) & or_(KeyRecord.expires_at.is_(None), KeyRecord.expires_at > now())
-    if not host.startswith(LOOPBACK) and not session.scalar(select(func.count()).select_from(KeyRecord).where(valid)):
+    if not _is_loopback(host) and not session.scalar(select(func.count()).select_from(KeyRecord).where(valid)):
         raise NoKeys(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # any other name may be this machine's to others
 
 
 def _digest(secret: str) -> str:

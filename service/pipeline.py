@@ -4,7 +4,7 @@ The job runner and the command line both go this way. What is worth keeping is t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,6 +16,7 @@ from service.stage_process import Stages
 
 Stage = Literal["profiling", "solving", "patching", "verifying"]
 ATTEMPTS = 5
+SETTLED = 2e-3  # a gap below which a further search is not worth its time
 
 
 class Observer(Protocol):
@@ -57,9 +58,6 @@ def prove(
         UnverifiedPlan: measured steps stayed over it after `ATTEMPTS` plans.
         StageProblem: the plan cannot be patched or measured.
     """
-    from planner.alternatives import alternatives
-    from planner.solver import SETTLED, solve  # the solver takes 40 MB, which a server that solves nothing yet does without
-
     corrections: tuple[Correction, ...] = ()
     if plan is not None and plan.gap > SETTLED:
         plan = None
@@ -67,14 +65,14 @@ def prove(
     for attempt in range(1, ATTEMPTS + 1):
         if plan is None:
             observer.progress("solving", 0.0, f"choosing a plan{_which(attempt)}")
-            plan = solve(profile, request, corrections)
+            plan = stages.solve(profile, request, corrections)
             observer.solved(plan)
         observer.progress("patching", 0.0, f"patching the model{_which(attempt)}")
         checkpoint.unlink(missing_ok=True)
         proof = stages.prove(model, sample, profile, plan, checkpoint, _proving(observer, checkpoint))
         if proof.certificate is not None:
             observer.progress("verifying", 0.99, "looking for simpler ways")
-            return VerifiedPlan(replace(plan, alternatives=alternatives(profile, request, plan)), proof.certificate, checkpoint)
+            return VerifiedPlan(stages.compare(profile, request, plan), proof.certificate, checkpoint)
         corrections += proof.corrections
         budget_bytes, plan = plan.budget_bytes, None
     raise UnverifiedPlan(budget_bytes, proof.measured_peak_bytes, ATTEMPTS)

@@ -80,9 +80,20 @@ class InvalidRequest(Problem):
     @classmethod
     def of(cls, errors: Sequence[ErrorDetails]) -> "InvalidRequest":
         """From pydantic's findings: where each is, and what is wrong there."""
-        found = [{"where": ".".join(str(part) for part in error["loc"]) or "body", "what": error["msg"]} for error in errors]
+        found = [{"where": ".".join(str(part) for part in error["loc"]) or "body", "what": _said(error)} for error in errors]
         first = "; ".join(f"{error['where']}: {error['what']}" for error in found[:3])
         return cls(f"{first}{'; …' if len(found) > 3 else ''}. The members of every call are described at /docs.", errors=found)
+
+
+def _said(error: ErrorDetails) -> str:
+    """What pydantic found, without its words for Python's types."""
+    match error["type"]:
+        case "extra_forbidden":
+            return "There is no such member"
+        case "model_type" | "model_attributes_type":
+            return "Input should be an object"
+        case _:
+            return error["msg"].removeprefix("Value error, ")
 
 
 class StorageFull(Problem):

@@ -179,7 +179,7 @@ async def get_frontier(id: IdPath, query: Annotated[FrontierQuery, Query()], cal
 
 
 def _frontier(id: str, query: FrontierQuery, caller: Caller, context: Context) -> FrontierAnswer:
-    from planner.frontier import frontier  # as in service.pipeline
+    from planner.frontier import frontier  # as in service.plans.queries
 
     with context.database.reading() as session:
         check_held(session, caller, "profile", id)
@@ -206,6 +206,6 @@ def _profile_answer(record: ProfileRecord, measured: Profile | None) -> ProfileA
 
 
 def _timeline(measured: Profile) -> tuple[Footprint, ...]:
-    from planner.footprint import plain_timeline  # with scipy, as in service.pipeline
+    from planner.footprint import plain_timeline  # with scipy, as in service.plans.queries
 
     return tuple(map(Footprint.of, plain_timeline(measured)))

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from planner.plan import Plan
+from planner.plan import Correction, Plan
 from planner.profile import Profile
-from planner.request import ProfileSettings
+from planner.request import PlanRequest, ProfileSettings
 from service.limits import Limits
 from service.problems import ProblemDocument
 
@@ -38,6 +38,26 @@ class ProfileSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SolveSpec:
+    """Choose a plan, with what measured steps told; the result is a `Plan`."""
+
+    profile: Profile
+    request: PlanRequest
+    corrections: tuple[Correction, ...]
+    stage: Literal["solve"] = "solve"
+
+
+@dataclass(frozen=True, slots=True)
+class CompareSpec:
+    """Look for simpler ways beside a plan; the result is the `Plan` with these."""
+
+    profile: Profile
+    request: PlanRequest
+    plan: Plan
+    stage: Literal["compare"] = "compare"
+
+
+@dataclass(frozen=True, slots=True)
 class ProveSpec:
     """Patch a model as planned into `out`, and measure its step; the result is a `Proof`."""
 
@@ -49,7 +69,7 @@ class ProveSpec:
     stage: Literal["prove"] = "prove"
 
 
-Spec = InspectSpec | ProfileSpec | ProveSpec
+Spec = InspectSpec | ProfileSpec | SolveSpec | CompareSpec | ProveSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def said_type(request: Request) -> str:
+    """The type of a body, for a refusal."""
+    return f"the body is {kind!r}" if (kind := media_type(request)) else "the body has no Content-Type"
+
+
 async def receive_json(request: Request) -> dict[str, Any]:
     """The members of a JSON body.
 
@@ -31,7 +36,7 @@ async def receive_json(request: Request) -> dict[str, Any]:
         InvalidRequest: it is no JSON object, or larger than any.
     """
     if media_type(request) != "application/json":
-        raise UnsupportedBody(f"the body is {media_type(request) or 'of no type'!r}. Send application/json or multipart/form-data.")
+        raise UnsupportedBody(f"{said_type(request)}. Send application/json or multipart/form-data.")
     text = Text()
     async for chunk in _chunks(request):
         text(chunk)

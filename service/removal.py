@@ -9,7 +9,18 @@ from fastapi import APIRouter, status
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from models import HoldingRecord, JobRecord, JobState, ModelRecord, PlanRecord, ProfileRecord, ReplyRecord, SampleRecord, UploadRecord
+from models import (
+    HoldingRecord,
+    JobKind,
+    JobRecord,
+    JobState,
+    ModelRecord,
+    PlanRecord,
+    ProfileRecord,
+    ReplyRecord,
+    SampleRecord,
+    UploadRecord,
+)
 from models.base import now
 from service.access import CallerDep, IdPath, check_held, let_go
 from service.context import ContextDep
@@ -25,6 +36,7 @@ from service.uploads import DigestPath, find_model, find_sample
 logger = logging.getLogger(__name__)
 SECONDS_TO_BE_REFERRED_TO = 3600.0  # a file is placed shortly before the record that names it
 SECONDS_BETWEEN_COLLECTIONS = 600.0
+SECONDS_TO_READ_A_LOG = 7 * 24 * 3600.0  # of an upload that failed: it has no job
 DAYS_KEPT: tuple[tuple[type[UploadRecord] | type[ReplyRecord], int], ...] = ((UploadRecord, 7), (ReplyRecord, 1))
 NAMED: dict[Kind, tuple[InstrumentedAttribute[str] | InstrumentedAttribute[str | None], ...]] = {
     "models": (ModelRecord.digest,),
@@ -68,7 +80,7 @@ def delete_sample(id: DigestPath, caller: CallerDep, context: ContextDep) -> Non
 
 @router.delete("/profiles/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["profiles"], operation_id="delete_profile")
 def delete_profile(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
-    """Delete a profile that no plan of yours is of."""
+    """Delete a profile that no plan of yours is of, with the jobs that measured it."""
     with context.database.transaction() as session:
         check_held(session, caller, "profile", id)
         record = find_profile(session, id)
@@ -78,7 +90,10 @@ def delete_profile(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
             raise InUse(f"the profile {id!r} is that of plans ({', '.join(own[:3])}). Delete those first.", plans=own)
         _check_not_worked_on(session, record.job_id)
         if let_go(session, caller, "profile", id) and not plans:
+            jobs = set(session.scalars(select(JobRecord.id).where(JobRecord.kind == JobKind.PROFILE, JobRecord.subject_id == id)))
             session.delete(record)
+            session.flush()
+            _delete_jobs(session, context.store, jobs)
 
 
 @router.delete("/plans/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["plans"], operation_id="delete_plan")
@@ -94,9 +109,15 @@ def delete_plan(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
         session.flush()
         if job is not None:
             session.execute(update(ProfileRecord).where(ProfileRecord.job_id == job).values(job_id=None))
-            session.execute(delete(HoldingRecord).where(HoldingRecord.kind == "job", HoldingRecord.subject_id == job))
-            session.execute(delete(JobRecord).where(JobRecord.id == job))
-            context.store.remove_log(job)
+            _delete_jobs(session, context.store, {job})
+
+
+def _delete_jobs(session: Session, store: Store, ids: set[str]) -> None:
+    """With their logs. Nothing refers to them any more."""
+    session.execute(delete(HoldingRecord).where(HoldingRecord.kind == "job", HoldingRecord.subject_id.in_(ids)))
+    session.execute(delete(JobRecord).where(JobRecord.id.in_(ids)))
+    for id in ids:
+        store.remove_log(id)
 
 
 def _has(session: Session, condition: "InstrumentedAttribute[bool] | object") -> bool:
@@ -117,19 +138,22 @@ def _check_not_worked_on(session: Session, job_id: str | None) -> None:
 
 
 def collect(database: Database, store: Store, older_than_seconds: float = SECONDS_TO_BE_REFERRED_TO) -> int:
-    """Remove files that no record names, and uploads and replies that nobody asked for any more; bytes that were freed."""
+    """Remove files that no record names, logs of no job, and uploads and replies that nobody asked for any more; bytes that were freed."""
     with database.reading() as session:
         named = _named(session)
+        jobs = set(session.scalars(select(JobRecord.id)))
     # Looked for without keeping others from writing, which takes a while where files are elsewhere.
     forgotten = {
         kind: [kept for digest, kept in store.older(kind, older_than_seconds).items() if digest not in named[kind]] for kind in NAMED
     }
-    freed = 0
+    freed = store.remove_logs(lambda name: name not in jobs, max(older_than_seconds, SECONDS_TO_READ_A_LOG))
     with database.transaction() as session:
         for record, days in DAYS_KEPT:
             session.execute(delete(record).where(record.created_at < now() - timedelta(days=days)))
         session.flush()
         uploads = set(session.scalars(select(UploadRecord.id)))
+        gone = HoldingRecord.subject_id.not_in(select(UploadRecord.id))
+        session.execute(delete(HoldingRecord).where(HoldingRecord.kind == "upload", gone))
         freed += store.remove_uploads(lambda id: id not in uploads, older_than_seconds)
         # Within a transaction that runs alone: a record that names a file again is written in one, and looks whether it is still there.
         named = _named(session) if any(forgotten.values()) else {}

@@ -10,13 +10,16 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from models import UploadRecord
-from service.access import CallerDep, IdPath, check_bytes, check_held, hold
+from models.base import new_id
+from service.access import CallerDep, IdPath, check_bytes, check_held, hold, let_go
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
+from service.digests import BadDigest
+from service.idempotency import id_of_request
 from service.keys import Caller
 from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound, Problem, UnsupportedBody
-from service.receive import media_type, receive_body
+from service.receive import media_type, receive_body, said_type
 from service.store import TooLarge
 
 VERSION, EXTENSIONS = "1.0.0", "creation,termination"
@@ -57,10 +60,11 @@ def offset_of(context: Context, id: str) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def remove_upload(context: Context, id: str) -> None:
+def remove_upload(caller: Caller, context: Context, id: str) -> None:
     """Forget an upload, with its bytes."""
     with context.database.transaction() as session:
         session.delete(find_upload(session, id))
+        let_go(session, caller, "upload", id)
     context.store.upload(id).unlink(missing_ok=True)
 
 
@@ -88,12 +92,14 @@ def begin_upload(
         raise InvalidRequest("Upload-Length is missing: the size of the file in bytes. It must be known when the upload begins.")
     if upload_length > context.settings.max_upload_bytes:
         raise TooLarge(context.settings.max_upload_bytes)
-    check_bytes(context, caller, upload_length)
+    id = id_of_request() or new_id()
     with context.database.transaction() as session:
-        session.add(record := UploadRecord(bytes=upload_length))
-        session.flush()
-        hold(session, caller, "upload", record.id)
-    response.headers["location"] = f"/v1/uploads/{record.id}"
+        if session.get(UploadRecord, id) is None:
+            check_bytes(session, caller, upload_length)
+            session.add(UploadRecord(id=id, bytes=upload_length))
+            session.flush()
+            hold(session, caller, "upload", id)
+    response.headers["location"] = f"/v1/uploads/{id}"
 
 
 @tus.head("/{id}", operation_id="get_upload")
@@ -122,11 +128,15 @@ async def continue_upload(
 ) -> None:
     """Append a piece at `Upload-Offset`. What came of a piece that was cut is kept: HEAD says from where to go on."""
     if media_type(request) != PIECE:
-        raise UnsupportedBody(f"the body is {media_type(request) or 'of no type'!r}. Send pieces as {PIECE}.")
+        raise UnsupportedBody(f"{said_type(request)}. Send pieces as {PIECE}.")
     with context.uploads.holding(id):
         record = await run_in_threadpool(_open, caller, context, id, upload_offset)
-        with context.store.appending(id, record.bytes) as draft:
-            await receive_body(request, draft)
+        try:
+            with context.store.appending(id, record.bytes) as draft:
+                await receive_body(request, draft)
+        except BadDigest:
+            await run_in_threadpool(context.store.cut_upload, id, upload_offset or 0)
+            raise
     response.headers["upload-offset"] = str(await run_in_threadpool(offset_of, context, id))
 
 
@@ -136,7 +146,7 @@ def delete_upload(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
     with context.database.reading() as session:
         check_held(session, caller, "upload", id)
     with context.uploads.holding(id):
-        remove_upload(context, id)
+        remove_upload(caller, context, id)
 
 
 def _open(caller: Caller, context: Context, id: str, offset: int | None) -> UploadRecord:

@@ -24,7 +24,8 @@ Sandbox = Literal["bubblewrap", "namespaces", "none"]
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/sys", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/alternatives")
 PACKAGES = ("memfit", "planner", "service", "models")
-SECONDS_TO_TRY = 20
+PLACES = ("site-packages", "dist-packages")  # of other packages, which may lie outside the environment: a user's own, or what a .pth names
+SECONDS_TO_TRY = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class NoSandbox(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "MEMFIT_SANDBOX=require, but bubblewrap (bwrap) is not installed or may not make namespaces here. "
-            "Install it and allow unprivileged user namespaces, or set MEMFIT_SANDBOX=auto."
+            "MEMFIT_SANDBOX=require, but bubblewrap (bwrap) is not installed, or may not make namespaces here, or memfit does not start "
+            "in it. Install it and allow unprivileged user namespaces, or set MEMFIT_SANDBOX=auto."
         )
 
 
@@ -58,7 +59,8 @@ def find_sandbox(mode: Mode) -> Sandbox:
     """
     if mode == "off":
         return "none"
-    if _works(("bwrap", *_arguments((), Path("/tmp")), "true")):
+    child = (sys.executable, "-c", f"import sys; sys.path.insert(0, {str(_source())!r}); import service.child")
+    if _works(("bwrap", *_arguments((), Path("/tmp")), "--", *child)):
         return "bubblewrap"
     if mode == "require":
         raise NoSandbox
@@ -91,6 +93,7 @@ def _arguments(reads: Sequence[Path], folder: Path) -> list[str]:
     arguments = ["--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     programs = [*SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, *(str(_source() / package) for package in PACKAGES)]
+    programs += [path for path in sys.path if Path(path).name in PLACES]
     for path in dict.fromkeys(str(Path(program)) for program in programs):
         arguments += ["--ro-bind-try", path, path]
     for device in glob("/dev/nvidia*"):

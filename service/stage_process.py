@@ -13,10 +13,11 @@ from threading import Event, Lock, Timer
 from typing import IO
 
 import service
-from planner.plan import Plan, Proof
+from planner.errors import InfeasibleBudget
+from planner.plan import Correction, Plan, Proof
 from planner.profile import Profile
-from planner.request import ProfileSettings
-from service.documents import MODEL_SUMMARY, PROFILE, PROOF
+from planner.request import PlanRequest, ProfileSettings
+from service.documents import MODEL_SUMMARY, PLAN, PROFILE, PROOF
 from service.limits import Limits
 from service.problems import INTERNAL, Problem, ProblemDocument, out_of_memory, over_limit
 from service.protocol import (
@@ -24,12 +25,14 @@ from service.protocol import (
     RESULT_FILE,
     TASK,
     TASK_FILE,
+    CompareSpec,
     InspectSpec,
     ProblemMessage,
     ProfileSpec,
     ProgressMessage,
     ProveSpec,
     ResultMessage,
+    SolveSpec,
     Spec,
     Task,
 )
@@ -114,7 +117,7 @@ def _unobserved(stage: str, seconds: float, peak_bytes: int) -> None:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of `service.stages`, each in a process of its own.
+    """The stages of a job, each in a process of its own (`service.child`).
 
     Attributes:
         folder: an empty folder to work in; whoever made it removes it.
@@ -135,6 +138,22 @@ class Stages:
 
     def profile(self, model: Path, sample: Path, settings: ProfileSettings, progress: Progress) -> Profile:
         return PROFILE.validate_json(self._run(ProfileSpec(model.absolute(), sample.absolute(), settings), progress))
+
+    def solve(self, profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...]) -> Plan:
+        """
+        Raises:
+            InfeasibleBudget: no plan fits the budget.
+        """
+        try:
+            return PLAN.validate_json(self._run(SolveSpec(profile, request, corrections), _unheard))
+        except StageProblem as problem:
+            if problem.document.kind != InfeasibleBudget.kind:
+                raise
+            raise InfeasibleBudget(**problem.document.facts) from problem
+
+    def compare(self, profile: Profile, request: PlanRequest, plan: Plan) -> Plan:
+        """The plan, with what simpler ways would give."""
+        return PLAN.validate_json(self._run(CompareSpec(profile, request, plan), _unheard))
 
     def prove(self, model: Path, sample: Path, profile: Profile, plan: Plan, out: Path, progress: Progress) -> Proof:
         """The proof; the patched checkpoint is in `out`."""
@@ -184,7 +203,13 @@ class Stages:
 
 def reads(spec: Spec) -> list[Path]:
     """The files a stage reads."""
-    return [spec.model] if isinstance(spec, InspectSpec) else [spec.model, spec.sample]
+    match spec:
+        case InspectSpec(model):
+            return [model]
+        case ProfileSpec(model, sample) | ProveSpec(model, sample):
+            return [model, sample]
+        case _:
+            return []
 
 
 @contextmanager

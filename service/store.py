@@ -66,9 +66,18 @@ class Draft:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that do not count as its sender's yet."""
+        return self.size
+
 
 class FinishedUpload(Draft):
     """A draft whose bytes came before: they are counted and hashed when it is finished."""
+
+    @property
+    def new_bytes(self) -> int:
+        return 0  # they count as those of the upload, until it is taken in
 
     def finish(self) -> None:
         while chunk := self._file.read(CHUNK_BYTES):
@@ -108,9 +117,14 @@ class Store:
             return b""
 
     def share_log(self, name: str) -> None:
-        """Let other machines read a log that is finished."""
+        """Let other machines read a log that is finished; it is not kept here then."""
         if self._shared and self.log(name).exists():
             self._artifacts.put(_log_key(name), self.log(name))
+            self.log(name).unlink()
+
+    def remove_logs(self, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
+        """Remove logs of this process by their name, if nothing was printed to them for long enough; their bytes."""
+        return _remove_files(self._logs, unwanted, older_than_seconds)
 
     def remove_log(self, name: str) -> None:
         self.log(name).unlink(missing_ok=True)
@@ -165,6 +179,10 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def cut_upload(self, id: str, size: int) -> None:
+        """Leave only the first bytes of a resumable upload."""
+        os.truncate(self.upload(id), size)
+
     @contextmanager
     def finished_upload(self, id: str, kind: Kind) -> Iterator[Draft]:
         """A resumable upload as a draft. It stays after the block, unless it was kept."""
@@ -201,12 +219,7 @@ class Store:
 
     def remove_uploads(self, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
         """Remove resumable uploads by their id, if nothing came to them for long enough; their bytes."""
-        freed, before = 0, time.time() - older_than_seconds
-        for path in self._uploads.iterdir():
-            if unwanted(path.stem) and (found := path.stat()).st_mtime <= before:
-                path.unlink()
-                freed += found.st_size
-        return freed
+        return _remove_files(self._uploads, unwanted, older_than_seconds)
 
     def stored_bytes(self) -> int:
         """Bytes of all files that are kept, as they were within the last minute where they are elsewhere."""
@@ -224,6 +237,15 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_files(folder: Path, unwanted: Callable[[str], bool], older_than_seconds: float) -> int:
+    freed, before = 0, time.time() - older_than_seconds
+    for path in folder.iterdir():
+        if unwanted(path.stem) and (found := path.stat()).st_mtime <= before:
+            path.unlink()
+            freed += found.st_size
+    return freed
 
 
 def _key(kind: Kind, digest: str) -> str:

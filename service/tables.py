@@ -118,15 +118,24 @@ def _measured(peak_bytes: int, budget_bytes: int, process_peak_bytes: int) -> tu
 
 
 def infeasible_table(facts: dict[str, Any]) -> RenderableType:
-    """The least budget, what binds there, and what would fit."""
-    table = Table(show_header=False, title_justify="left")
-    table.add_row("budget", amount(facts["budget_bytes"]))
-    table.add_row("least budget", f"{amount(facts['least_budget_bytes'])} ({facts['least_budget_bytes']:,} bytes)", style="bold")
-    for name, value in facts["binding"].items():
-        table.add_row(f"binding: {name}", _value(name, value))
-    for suggestion in facts["suggestions"]:
-        table.add_row("suggestion", "; ".join(f"{name} {_value(name, value)}" for name, value in suggestion.items()))
-    return table
+    """The least budget, what is live where it binds, and what would fit."""
+    binding, suggestions = facts["binding"], facts["suggestions"]
+    amounts = Table(show_header=False)
+    amounts.add_row("budget", amount(facts["budget_bytes"]))
+    amounts.add_row("least budget", f"{amount(facts['least_budget_bytes'])} ({facts['least_budget_bytes']:,} bytes)", style="bold")
+    live = Table(title=f"What binds there: {binding['phase']} of {binding['operation']}", title_justify="left")
+    for name in ("tensor", "kind", "bytes", "share"):
+        live.add_column(name, justify="right" if name in ("bytes", "share") else "left", overflow="fold")
+    for tensor in binding["tensors"]:
+        live.add_row(tensor["name"], tensor["kind"], amount(tensor["bytes"]), f"{100 * tensor['share']:.1f} %")
+    if not suggestions:
+        return Group(amounts, Text(), live)
+    changes = Table(title="Changes that would fit, each tried", title_justify="left")
+    for name in ("change", "least budget then", "fidelity in this budget"):
+        changes.add_column(name, justify="left" if name == "change" else "right", overflow="fold")
+    for suggestion in suggestions:
+        changes.add_row(suggestion["change"], amount(suggestion["least_budget_bytes"]), f"{suggestion['fidelity']:.4f}")
+    return Group(amounts, Text(), live, Text(), changes)
 
 
 def frontier_table(answer: FrontierAnswer) -> RenderableType:

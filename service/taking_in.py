@@ -8,9 +8,11 @@ from uuid import uuid4
 from sqlalchemy.orm import Session
 
 from models import ModelRecord, SampleRecord
+from service.access import check_file
 from service.context import Context
 from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
 from service.intake.npz import is_npz, npz_as_safetensors
+from service.keys import Caller
 from service.problems import NotFound
 from service.sample_file import read_sample
 from service.stage_process import Cancellation, StageProblem, Stages
@@ -35,14 +37,16 @@ class Upload(Generic[Summary]):
     kept: tuple[Kind, Path, str] | None
 
 
-def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
+def examine_model(caller: Caller, context: Context, draft: Draft) -> Upload[ModelSummary]:
     """Check an uploaded model, and write it anew; one that is stored already was checked then.
 
     Raises:
+        TooMany: with it, the caller has more bytes than they may.
         StageProblem: it is no `.pt2`, or what it holds is refused, or it cannot be read as a program that trains.
     """
     draft.finish()
     with context.database.reading() as session:
+        check_file(session, caller, "model", draft.digest, draft.new_bytes)
         record = session.get(ModelRecord, draft.digest)
     if record is not None:
         return Upload(draft, MODEL_SUMMARY.validate_json(record.summary_json), record.content_digest, None)
@@ -61,14 +65,16 @@ def examine_model(context: Context, draft: Draft) -> Upload[ModelSummary]:
     return Upload(draft, summary, content, ("programs", draft.rewritten, content))
 
 
-def examine_sample(context: Context, draft: Draft) -> Upload[SampleSummary]:
+def examine_sample(caller: Caller, context: Context, draft: Draft) -> Upload[SampleSummary]:
     """Check an uploaded sample; one that is stored already was checked then.
 
     Raises:
+        TooMany: with it, the caller has more bytes than they may.
         BadSample: it is no safetensors or .npz file, or its values cannot be used.
     """
     draft.finish()
     with context.database.reading() as session:
+        check_file(session, caller, "sample", draft.digest, draft.new_bytes)
         record = session.get(SampleRecord, draft.digest)
     if record is not None:
         return Upload(draft, SAMPLE_SUMMARY.validate_json(record.summary_json), record.content_digest, None)

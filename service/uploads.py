@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from models import ModelRecord, SampleRecord
-from service.access import CallerDep, check_bytes, check_held, hold
+from service.access import CallerDep, check_file, check_held, hold
 from service.body import Body
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
@@ -107,10 +107,10 @@ async def upload_model(request: Request, response: Response, caller: CallerDep, 
     async with _received(request, caller, context, "models") as draft:
 
         def keep() -> tuple[ModelAnswer, bool]:
-            check_bytes(context, caller, draft.size)
-            upload = examine_model(context, draft)
+            upload = examine_model(caller, context, draft)
             keep_files(context, upload)
             with context.database.transaction() as session:
+                check_file(session, caller, "model", draft.digest, draft.new_bytes)
                 record, new = keep_model(context, session, upload)
                 hold(session, caller, "model", record.digest)
                 return _model_answer(record), new
@@ -135,10 +135,10 @@ async def upload_sample(request: Request, response: Response, caller: CallerDep,
     async with _received(request, caller, context, "samples") as draft:
 
         def keep() -> tuple[SampleAnswer, bool]:
-            check_bytes(context, caller, draft.size)
-            upload = examine_sample(context, draft)
+            upload = examine_sample(caller, context, draft)
             keep_files(context, upload)
             with context.database.transaction() as session:
+                check_file(session, caller, "sample", draft.digest, draft.new_bytes)
                 record, new = keep_sample(context, session, upload)
                 hold(session, caller, "sample", record.digest)
                 return _sample_answer(record), new
@@ -170,7 +170,7 @@ async def _received(request: Request, caller: Caller, context: Context, kind: Ki
         id = UploadBody.read(await receive_json(request)).upload
         with context.uploads.holding(id), await run_in_threadpool(_finished, caller, context, id, kind) as draft:
             yield draft
-            await run_in_threadpool(remove_upload, context, id)
+            await run_in_threadpool(remove_upload, caller, context, id)
         return
     with context.store.draft(kind, context.settings.max_upload_bytes) as draft:
         if media_type(request) != "multipart/form-data":

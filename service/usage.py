@@ -16,7 +16,7 @@ class UsageAnswer(BaseModel):
     key: str | None = Field(description="Name of the key; null where the service needs none.")
     active_jobs: int = Field(description="Jobs that wait or run.")
     active_jobs_limit: int | None
-    stored_bytes: int = Field(description="Models, samples and unfinished uploads, as they were sent.")
+    stored_bytes: int = Field(description="Models, samples and unfinished uploads, as they were sent; profiles and checkpoints.")
     stored_bytes_limit: int | None
     requests_per_minute_limit: int | None
 

@@ -55,7 +55,9 @@ def test_memfit_needs_torch_alone() -> None:
     assert not loaded & extra
 
 
-@pytest.mark.parametrize("module", ["planner.solver", "planner.request", "planner.plan", "service.pipeline"])
+@pytest.mark.parametrize(
+    "module", ["planner.solver", "planner.alternatives", "planner.request", "planner.plan", "service.pipeline", "service.child"]
+)
 def test_a_plan_is_solved_without_torch(module: str) -> None:
     assert "torch" not in modules_after(f"import {module}")
 

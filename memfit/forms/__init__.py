@@ -23,11 +23,14 @@ __all__ = [
     "Int4",
     "Int8",
     "PatchMean",
+    "Projection",
     "Subspace",
     "Svd",
     "form_from_settings",
 ]
 
+# Forms that hold modes in directions, no more than their sizes, and can leave one of them so.
+Projection = Svd | Hosvd | Basis
 FORMS: Mapping[str, type[Form]] = {form.technique: form for form in (Svd, Hosvd, Basis, Subspace, Coded, Int8, Int4, Bfloat16, PatchMean)}
 
 

@@ -35,10 +35,21 @@ class Basis:
             core = multiply_mode(as_mode(core, mode, mode + 1), factors[mode].mT).view(shape)
         return (core if factors else core.clone(),)
 
-    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+    def most_directions(self, shape: tuple[int, ...], mode: int) -> int:
+        """Directions that a mode is held in; its size where it is held as it is."""
+        return self.ranks[mode - 1]
+
+    def directions(self, held: Held, shape: tuple[int, ...], mode: int) -> Tensor:
+        """Directions (size, rank) that a mode is held in."""
+        return self._factors(held[0].dtype)[mode]
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int, left: int | None = None) -> Tensor:
+        """As every form; with `left`, that mode stays in its directions, and the result may be a view of what is held."""
         x = held[0][start:stop]
         factors = self._factors(x.dtype)
         for mode in reversed(self._order()):
+            if mode == left:
+                continue
             grown = (*x.shape[:mode], self.sizes[mode - 1], *x.shape[mode + 1 :])
             x = multiply_mode(as_mode(x, mode, mode + 1), factors[mode]).view(grown)
         return x if factors else x.clone()
@@ -54,9 +65,11 @@ class Basis:
             most, before = max(most, before + now), now
         return max(most, self.held_bytes(shape, itemsize)) + itemsize * self.factors.numel()
 
-    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
-        order = self._order()
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int, left: int | None = None) -> int:
+        order = [mode for mode in self._order() if mode != left]
         dense = itemsize * samples * prod(self.sizes)
+        if left is not None:
+            dense = dense * self.ranks[left - 1] // self.sizes[left - 1] if order else 0
         last = dense * self.ranks[order[0] - 1] // self.sizes[order[0] - 1] if order else 0
         return dense + last + itemsize * self.factors.numel()
 

@@ -38,7 +38,16 @@ class Hosvd:
             core = core.clone()
         return core, *(factors[mode] for mode in sorted(factors))
 
-    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+    def most_directions(self, shape: tuple[int, ...], mode: int) -> int:
+        """Most directions that a mode is held in; its size where it is held as it is."""
+        return min(self.ranks[mode], shape[mode])
+
+    def directions(self, held: Held, shape: tuple[int, ...], mode: int) -> Tensor:
+        """Directions (size, rank) that a mode is held in."""
+        return held[1 + sorted(self._order(shape)).index(mode)]
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int, left: int | None = None) -> Tensor:
+        """As every form; with `left`, that mode stays in its directions, and the result may be a view of what is held."""
         core, *factors = held
         truncated = sorted(self._order(shape))
         if 0 in truncated:
@@ -47,6 +56,8 @@ class Hosvd:
             core = core[start:stop]
         # Grow the mode that grows least first: the dense tensor comes last.
         for mode, factor in sorted(zip(truncated, factors, strict=True), key=lambda pair: pair[1].shape[0] / pair[1].shape[1]):
+            if mode == left:
+                continue
             sizes = list(core.shape)
             core_LNR = core.reshape(prod(sizes[:mode]), sizes[mode], prod(sizes[mode + 1 :]))
             sizes[mode] = factor.shape[0]
@@ -66,8 +77,12 @@ class Hosvd:
             most, before = max(most, before + itemsize * prod(sizes) + workspace), itemsize * prod(sizes)
         return max(most, self.held_bytes(shape, itemsize))
 
-    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int, left: int | None = None) -> int:
         ranks = [min(rank, size) for rank, size in zip(self.ranks, shape, strict=True)]
+        if left is not None:
+            shape = (*shape[:left], ranks[left], *shape[left + 1 :])
+            if tuple(ranks) == shape:
+                return 0
         growth = max((size / rank for rank, size in zip(ranks[1:], shape[1:], strict=True)), default=1.0)
         dense = itemsize * samples * prod(shape[1:])
         return dense + int(dense / growth)  # the mode that grows most comes last, from what was before it

@@ -34,7 +34,10 @@ class Subspace(Basis):
             iterated_NR = torch.zeros(whole_LNR.shape[1], projected_LRR.shape[1], dtype=work, device=x.device)
             for samples in range(x.shape[0]):  # a sample is a run of the first axis, whatever the mode
                 run = slice(samples * whole_LNR.shape[0] // x.shape[0], (samples + 1) * whole_LNR.shape[0] // x.shape[0])
-                iterated_NR += (whole_LNR[run].to(work) @ projected_LRR[run].to(work).mT).sum(0)
+                whole, projected = whole_LNR[run].to(work), projected_LRR[run].to(work)
+                # The last mode has columns of one: a product for each would be as many matrices (N, R).
+                one = whole.shape[2] == 1
+                iterated_NR += whole[:, :, 0].mT @ projected[:, :, 0] if one else (whole @ projected.mT).sum(0)
             factor = torch.linalg.qr(iterated_NR)[0].to(x.dtype)
             # A tensor of few directions leaves the others of the factor to chance: those before are as good.
             found[mode] = torch.where(factor.isfinite().all(), factor, before[mode])
@@ -43,14 +46,21 @@ class Subspace(Basis):
         flat = [found[mode].flatten() for mode in sorted(found)]
         return core if found else core.clone(), torch.cat(flat) if flat else x.new_empty(0)
 
-    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+    def directions(self, held: Held, shape: tuple[int, ...], mode: int) -> Tensor:
+        return Basis(self.sizes, self.ranks, held[1]).directions(held, shape, mode)
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int, left: int | None = None) -> Tensor:
         core, factors = held
-        return Basis(self.sizes, self.ranks, factors).restore((core,), shape, start, stop)
+        return Basis(self.sizes, self.ranks, factors).restore((core,), shape, start, stop, left)
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return itemsize * (shape[0] * prod(self.ranks) + self.factors.numel())
 
     def compress_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         # Beside the cores: a sample of either widened, its products, and QR's own.
-        sample = max(4, itemsize) * prod(self.sizes)
-        return Basis.compress_bytes(self, shape, itemsize) + 3 * sample + 6 * max(4, itemsize) * self.factors.numel() + 65536
+        sizes, products = list(self.sizes), 0
+        for mode in self._order():
+            matrices = prod(sizes[: mode - 1]) if mode < len(sizes) else 1
+            products, sizes[mode - 1] = max(products, matrices * sizes[mode - 1] * self.ranks[mode - 1]), self.ranks[mode - 1]
+        own = 2 * prod(self.sizes) + products + 6 * self.factors.numel()
+        return Basis.compress_bytes(self, shape, itemsize) + max(4, itemsize) * own + 65536

@@ -33,8 +33,21 @@ class Svd:
         core_LRR, factor_NR = truncate_mode(x.contiguous(), start, stop, self.rank, self.threshold, decompose)
         return core_LRR, factor_NR
 
-    def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
+    def most_directions(self, shape: tuple[int, ...], mode: int) -> int:
+        """Most directions that a mode is held in; its size where it is held as it is."""
+        return min(self.rank, shape[mode], prod(shape) // shape[mode]) if self.modes == (mode, mode + 1) else shape[mode]
+
+    def directions(self, held: Held, shape: tuple[int, ...], mode: int) -> Tensor:
+        """Directions (size, rank) that a mode is held in."""
+        assert self.modes == (mode, mode + 1)
+        return held[1]
+
+    def restore(self, held: Held, shape: torch.Size, start: int, stop: int, left: int | None = None) -> Tensor:
+        """As every form; with `left`, that mode stays in its directions, and the result may be a view of what is held."""
         core, factor = held
+        if left is not None:
+            core = core.view(*shape[:left], factor.shape[1], *shape[left + 1 :])
+            return core[start:stop]
         if self.modes[0] == 0:
             factor = factor.view(shape[0], -1, factor.shape[1])[start:stop].flatten(0, 1)
         else:
@@ -50,5 +63,5 @@ class Svd:
         size = prod(shape[self.modes[0] : self.modes[1]])
         return gram_bytes(size, itemsize) + self.held_bytes(shape, itemsize)
 
-    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
-        return itemsize * samples * prod(shape[1:])
+    def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int, left: int | None = None) -> int:
+        return itemsize * samples * prod(shape[1:]) if left is None else 0

@@ -1,10 +1,10 @@
-"""Convolution over 1 to 3 spatial axes, its input held whole, in a form, or not at all.
+"""Convolution over 1 to 3 spatial axes, transposed or not, its input held whole, in a form, or not at all.
 
 The weight gradient is that of the exact convolution of the restored input; the input gradient never needs the input.
 """
 
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,51 @@ from torch import Tensor
 from memfit import native
 from memfit.depthwise import Depthwise, depthwise
 from memfit.forms import Held
+from memfit.operators import directions
 from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
 from memfit.process_memory import make_room
+from memfit.tucker import as_mode, multiply_mode
 
-ConvArguments = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
+aten = torch.ops.aten
+
+# Operations of a program, with their spatial axes.
+TRANSPOSED_CONVOLUTIONS: dict[Any, int] = {
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 3,
+}
+CONVOLUTIONS: dict[Any, int] = {
+    aten.conv1d.default: 1,
+    aten.conv2d.default: 2,
+    aten.conv3d.default: 3,
+    **TRANSPOSED_CONVOLUTIONS,
+}
+
+
+class ConvArguments(NamedTuple):
+    """
+    Attributes:
+        stride, padding, dilation: one number a spatial axis each.
+        output_padding: the same, of a transposed convolution; None for one that is not.
+    """
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int = 1
+    output_padding: list[int] | None = None
+
+    @property
+    def transposed(self) -> bool:
+        return self.output_padding is not None
+
+    @property
+    def as_torch_has_them(self) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding or [0] * len(self.stride), self.groups
+
+    def outputs(self, weight_shape: tuple[int, ...]) -> int:
+        """Channels of the result."""
+        return weight_shape[1] * self.groups if self.transposed else weight_shape[0]
 
 
 class _Convolution(torch.autograd.Function):
@@ -23,7 +64,6 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, form: Restorable | None, *held: Tensor
     ) -> Tensor:
-        stride, padding, dilation, groups = arguments
         ctx.arguments, ctx.form, ctx.shape, ctx.weight_shape = arguments, form, x.shape, weight.shape
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         kept: Held = () if not weight_grad else held if form is not None else (x,)
@@ -32,7 +72,7 @@ class _Convolution(torch.autograd.Function):
         in_c = _in_c(arguments, x.shape, weight.shape, x, weight, *(() if bias is None else (bias,)))
         if in_c is not None:
             return in_c.convolve(x, weight, bias)
-        return no_view(torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups))
+        return no_view(torch.convolution(x, weight, bias, *arguments.as_torch_has_them))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -50,27 +90,61 @@ class _Convolution(torch.autograd.Function):
         if bias_grad:
             grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
         if weight_grad:
-            whole = [(slice(None), kept[0])] if ctx.form is None else None
-            for samples, x in whole or restored_ranges(ctx.form, tuple(kept), ctx.shape, grad.element_size()):
-                part = weight_gradient(grad[samples], x, ctx.weight_shape, ctx.arguments)
-                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+            if ctx.form is None:
+                grad_weight = weight_gradient(grad, kept[0], ctx.weight_shape, ctx.arguments)
+            else:
+                grad_weight = _weight_gradient(ctx, grad, tuple(kept))
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
 
 
 def _result_bytes(x: Tensor, weight: Tensor, arguments: ConvArguments) -> int:
-    stride, padding, dilation, _ = arguments
-    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return x.element_size() * x.shape[0] * weight.shape[0] * prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+    stride, padding, dilation, transposed, output_padding, _ = arguments.as_torch_has_them
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
+    places: list[int]
+    if transposed:
+        places = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in axes]
+    else:
+        places = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
+    return x.element_size() * x.shape[0] * arguments.outputs(weight.shape) * prod(places)
 
 
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, arguments: ConvArguments, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    stride, padding, dilation, groups = arguments
-    bias_sizes = [weight.shape[0]] if wanted[2] else None
-    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-        grad, x, weight, bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, list(wanted)
-    )
+    bias_sizes = [arguments.outputs(weight.shape)] if wanted[2] else None
+    return aten.convolution_backward(grad, x, weight, bias_sizes, *arguments.as_torch_has_them, list(wanted))  # type: ignore[no-any-return]
+
+
+def _weight_gradient(ctx: Any, grad: Tensor, held: Held) -> Tensor | None:
+    """From the input as it is held in a form."""
+    arguments, shape, total = ctx.arguments, ctx.weight_shape, None
+    left = features_left(ctx.form, ctx.shape, shape, grad.shape, arguments)
+    for samples, x in restored_ranges(ctx.form, held, ctx.shape, grad.element_size(), left):
+        read = (x.shape[1], *shape[1:]) if arguments.transposed else (shape[0], x.shape[1] // arguments.groups, *shape[2:])
+        part = weight_gradient(grad[samples], x, torch.Size(read), arguments)
+        total = part if total is None else total.add_(part)
+        del x, part
+    if left is None or total is None:
+        return total
+    axis = 0 if arguments.transposed else 1
+    directions_CR = ctx.form.directions(held, ctx.shape, left)
+    return multiply_mode(as_mode(total.contiguous(), axis, axis + 1), directions_CR).view(shape)
+
+
+def features_left(
+    form: Restorable | None, shape: tuple[int, ...], weight_shape: tuple[int, ...], result_shape: tuple[int, ...], arguments: ConvArguments
+) -> int | None:
+    """The input's mode of channels, where a convolution leaves it in the directions that a form holds it in; else None, as with groups,
+    each of which would read all directions.
+    """
+    if arguments.groups > 1:
+        return None
+    return directions.features_left(form, shape, 1, products(shape, weight_shape, result_shape, arguments), prod(weight_shape))
+
+
+def products(shape: tuple[int, ...], weight_shape: tuple[int, ...], result_shape: tuple[int, ...], arguments: ConvArguments) -> int:
+    """Multiplications of a convolution of an input of that shape, one way."""
+    return prod(shape if arguments.transposed else result_shape) * prod(weight_shape) // weight_shape[0]
 
 
 def _by_itself(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments: ConvArguments) -> bool:
@@ -86,11 +160,14 @@ def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments
     if in_c is not None:
         return in_c.weight_gradient(grad, x)
     if _is_pointwise(weight_shape, arguments) and grad.is_contiguous() and x.is_contiguous():
-        left, right = (grad, x) if weight_shape[0] >= weight_shape[1] else (x, grad)  # products with the longer side first are faster
+        left, right = (x, grad) if arguments.transposed else (grad, x)
+        turned = weight_shape[0] < weight_shape[1]  # products whose result has more rows than columns are faster
+        if turned:
+            left, right = right, left
         total = grad.new_zeros(left.shape[1], right.shape[1])
-        for rows, columns in zip(left.flatten(2), right.flatten(2), strict=True):
-            total.addmm_(rows, columns.mT)
-        return (total if left is grad else total.mT.contiguous()).view(weight_shape)
+        for sample, values in zip(left.flatten(2), right.flatten(2), strict=True):
+            total.addmm_(sample, values.mT)
+        return (total.mT.contiguous() if turned else total).view(weight_shape)
     shape_alone = grad.new_empty(1).expand(weight_shape)  # its values are not read
     result = _backward(grad, x, shape_alone, arguments, (False, True, False))[1]
     assert result is not None
@@ -98,36 +175,43 @@ def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments
 
 
 def _input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
-    """The transposed convolution of `grad`. (`convolution_backward` would ask for the input and copy even an empty stand-in.)"""
+    """The convolution of `grad` that is transposed if the operation's is not, and is not if it is. (`convolution_backward` would ask
+    for the input and copy even an empty stand-in.)
+    """
     in_c = _in_c(ctx.arguments, ctx.shape, weight.shape, grad, weight)
     if in_c is not None:
         return in_c.input_gradient(grad, weight)
+    stride, padding, dilation, transposed, _, groups = ctx.arguments.as_torch_has_them
     if _is_pointwise(weight.shape, ctx.arguments) and grad.is_contiguous():
-        return torch.matmul(weight.flatten(1).mT, grad.flatten(2)).view(ctx.shape)
-    stride, padding, dilation, groups = ctx.arguments
+        weight_OC = weight.flatten(1).mT if transposed else weight.flatten(1)
+        return torch.matmul(weight_OC.mT, grad.flatten(2)).view(ctx.shape)
     axes = zip(ctx.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    if transposed:
+        result = torch.convolution(grad, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
+        for axis, size in enumerate(ctx.shape[2:], start=2):  # more places where the output's padding is a stride or more
+            result = result.narrow(axis, 0, size)
+        return result.contiguous()
     unread = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
     return torch.convolution(grad, weight, None, stride, padding, dilation, True, unread, groups)
 
 
 def _in_c(arguments: ConvArguments, shape: torch.Size, weight_shape: torch.Size, *tensors: Tensor) -> Depthwise | None:
     """The C way of a depthwise convolution, where it is there and made for such tensors."""
-    if arguments[3] == 1 or not all(map(native.takes, tensors)):
+    if arguments.groups == 1 or arguments.transposed or not all(map(native.takes, tensors)):
         return None
-    return depthwise(shape, weight_shape, *arguments)
+    return depthwise(shape, weight_shape, arguments.stride, arguments.padding, arguments.dilation, arguments.groups)
 
 
 def _is_pointwise(weight_shape: torch.Size, arguments: ConvArguments) -> bool:
     """Whether it is a matrix product at every place: products of samples are faster than what convolutions come down to."""
-    stride, padding, _, groups = arguments
-    return groups == 1 and all(size == 1 for size in (*weight_shape[2:], *stride)) and not any(padding)
+    stride, padding, _, _, output_padding, groups = arguments.as_torch_has_them
+    return groups == 1 and all(size == 1 for size in (*weight_shape[2:], *stride)) and not any((*padding, *output_padding))
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments, held: HeldTensor | None = None) -> Tensor:
-    """Convolve `x` (B, C, *spatial) with `weight` (O, C / groups, *kernel).
+    """Convolve `x` (B, C, *spatial) with `weight` (O, C / groups, *kernel); transposed, with one (C, O / groups, *kernel).
 
     Args:
-        arguments: stride, padding, dilation (one number a spatial axis each) and groups.
         held: the input in the form that the weight gradient is to use, from `Hold`; None: whole, or not at all while `weight`
             is frozen.
     """

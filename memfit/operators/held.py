@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from memfit.forms import Form, Held, Subspace
+from memfit.forms import Form, Held, Projection, Subspace
 from memfit.shipped import tensors_of
 
 RESTORE_BYTES = 4 << 20  # of dense tensor restored at once; one sample if that is more
@@ -70,9 +70,15 @@ def samples_at_once(shape: tuple[int, ...], itemsize: int) -> int:
     return min(max(1, RESTORE_BYTES // max(1, itemsize * prod(shape[1:]))), shape[0])
 
 
-def restored_ranges(form: Restorable, held: Held, shape: torch.Size, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
-    """The held tensor, a range of samples at a time."""
+def restored_ranges(
+    form: Restorable, held: Held, shape: torch.Size, itemsize: int, left: int | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """The held tensor, a range of samples at a time; with `left`, that mode of a projection in its directions."""
     step = max(1, samples_at_once(shape, itemsize))
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
-        yield slice(start, stop), form.restore(held, shape, start, stop)
+        if left is None:
+            yield slice(start, stop), form.restore(held, shape, start, stop)
+        else:
+            assert isinstance(form, Projection)
+            yield slice(start, stop), form.restore(held, shape, start, stop, left)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memfit.forms import Held
+from memfit.operators import directions
 from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
 from memfit.process_memory import make_room
 
@@ -39,13 +40,29 @@ class _Linear(torch.autograd.Function):
         make_room(2 * grad.element_size() * prod(ctx.shape))
         grad_x = grad @ (weight.mT if ctx.transposed else weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            whole = [(slice(None), kept[0])] if ctx.form is None else None
-            for samples, x in whole or restored_ranges(ctx.form, tuple(kept), ctx.shape, grad.element_size()):
-                part = weight_gradient(x, grad[samples]) if ctx.transposed else weight_gradient(grad[samples], x)
-                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+        grad_weight = _weight_gradient(ctx, grad, tuple(kept)) if ctx.needs_input_grad[1] else None
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
+
+
+def _weight_gradient(ctx: Any, grad: Tensor, held: Held) -> Tensor | None:
+    """From the input as it is held: whole, or in a form."""
+    left, total = features_left(ctx.form, ctx.shape, grad.shape[-1]), None
+    whole = [(slice(None), held[0])] if ctx.form is None else None
+    for samples, x in whole or restored_ranges(ctx.form, held, ctx.shape, grad.element_size(), left):
+        part = weight_gradient(x, grad[samples]) if ctx.transposed else weight_gradient(grad[samples], x)
+        total = part if total is None else total.add_(part)
+        del x, part
+    if left is None or total is None:
+        return total
+    directions_FR = ctx.form.directions(held, ctx.shape, left)
+    result: Tensor = directions_FR @ total if ctx.transposed else total @ directions_FR.mT
+    return result
+
+
+def features_left(form: Restorable | None, shape: tuple[int, ...], outputs: int) -> int | None:
+    """The input's last mode, where a layer of so many outputs leaves it in the directions that a form holds it in; else None."""
+    mode = len(shape) - 1
+    return directions.features_left(form, shape, mode, prod(shape) * outputs, shape[mode] * outputs)
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

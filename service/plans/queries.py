@@ -10,7 +10,7 @@ from models.base import new_id
 from planner.errors import InfeasibleBudget
 from planner.request import PlanRequest
 from service import queue
-from service.access import Thing, check_bytes, check_held, check_jobs, hold
+from service.access import Thing, check_file, check_held, check_jobs, hold
 from service.context import Context
 from service.documents import MODEL_SUMMARY, PLAN, PLAN_REQUEST, SAMPLE_SUMMARY
 from service.fit import check_trainable, settle
@@ -64,7 +64,6 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
             profile = find_profile(session, body.profile)
             check_trainable(MODEL_SUMMARY.validate_json(find_model(session, profile.model_digest).summary_json), request)
     else:
-        check_bytes(context, caller, sum(draft.size for draft in drafts.values()))
         model = _given_model(caller, context, body.model, drafts.get("model"))
         sample = _given_sample(caller, context, body.sample, drafts.get("sample"))
         settings = settle(model.summary, sample.summary, body.settings)
@@ -72,15 +71,18 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
         keep_files(context, model.upload, sample.upload)
         with context.database.transaction() as session:
             if model.upload is not None:
+                check_file(session, caller, "model", model.digest, model.upload.draft.new_bytes)
                 keep_model(context, session, model.upload)
+                hold(session, caller, "model", model.digest)
             if sample.upload is not None:
+                check_file(session, caller, "sample", sample.digest, sample.upload.draft.new_bytes)
                 keep_sample(context, session, sample.upload)
             profile = profile_for(session, model.digest, sample.digest, settings)
             kinds: tuple[tuple[Thing, str], ...] = (("model", model.digest), ("sample", sample.digest), ("profile", profile.id))
             for kind, id in kinds:
                 hold(session, caller, kind, id)
     with context.database.reading() as session:
-        check_jobs(session, caller)
+        check_jobs(session, caller)  # before anything is solved
     if profile.state == ProfileState.READY:
         try:
             return _solve_now(caller, context, profile, request)
@@ -96,7 +98,7 @@ def make_plan(caller: Caller, context: Context, body: PlanBody, drafts: dict[str
 
 
 def _solve_now(caller: Caller, context: Context, profile: ProfileRecord, request: PlanRequest) -> str:
-    from planner.solver import best_plan  # as in service.pipeline
+    from planner.solver import best_plan  # the solver takes 40 MB, which a server that solves nothing yet does without
 
     try:
         with context.programs.of(profile, request) as programs:
@@ -128,6 +130,7 @@ def _add(session: Session, caller: Caller, profile: ProfileRecord, request: Plan
 
 
 def _begin(session: Session, caller: Caller, context: Context, plan: PlanRecord, after: str | None = None) -> JobRecord:
+    check_jobs(session, caller)
     job = queue.add(session, JobKind.PLAN, plan.id, context.settings.queue, after)
     plan.job_id = job.id
     hold(session, caller, "job", job.id)
@@ -136,7 +139,7 @@ def _begin(session: Session, caller: Caller, context: Context, plan: PlanRecord,
 
 def _given_model(caller: Caller, context: Context, id: str | None, draft: Draft | None) -> _Given[ModelSummary]:
     if draft is not None and id is None:
-        upload = examine_model(context, draft)
+        upload = examine_model(caller, context, draft)
         return _Given(draft.digest, upload.summary, upload)
     if id is None or draft is not None:
         raise _not_one("model")
@@ -147,7 +150,7 @@ def _given_model(caller: Caller, context: Context, id: str | None, draft: Draft 
 
 def _given_sample(caller: Caller, context: Context, id: str | None, draft: Draft | None) -> _Given[SampleSummary]:
     if draft is not None and id is None:
-        upload = examine_sample(context, draft)
+        upload = examine_sample(caller, context, draft)
         return _Given(draft.digest, upload.summary, upload)
     if id is None or draft is not None:
         raise _not_one("sample")

@@ -1,6 +1,7 @@
 """What a plan or a profile is asked for with, as it comes in."""
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 from planner.errors import BadBudget
+from planner.plan import TECHNIQUES
 from planner.request import BudgetScope, Optimizer, PlanRequest, ProfileSettings, parse_budget
 from service.body import Body
 
@@ -80,6 +82,14 @@ class ChoiceBody(Body):
         "energy", description="What is kept most of: the energy of all gradients together, or of each parameter's its own share."
     )
     own_loop: bool = Field(False, description="Use only what lives in the module, for people with their own training loop.")
+
+    @field_validator("techniques")
+    @classmethod
+    def _each_pattern_means_a_technique(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if not any(fnmatchcase(technique, pattern) for technique in TECHNIQUES):
+                raise ValueError(f"no technique is called {pattern!r}: there are {', '.join(TECHNIQUES)}")
+        return patterns
 
     def request_without_budget(self, optimizer: Optimizer) -> PlanRequest:
         return PlanRequest(

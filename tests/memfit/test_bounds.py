@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memfit.forms import Basis, Form, Hosvd, Int4, Svd
 from memfit.operators import conv, linear
-from tests.memfit.test_operators import CONVOLUTIONS, bases, convolutions, forms, random
+from tests.memfit.test_operators import bases, convolutions, dense, forms, random
 
 
 def restored(form: Form, x: Tensor) -> Tensor:
@@ -32,8 +32,7 @@ def test_a_projection_loses_the_energy_it_leaves_out(data: st.DataObject, shape:
 @settings(deadline=None, max_examples=60)
 def test_the_gradient_of_a_convolution_is_off_by_no_more_than_the_bound(case: dict[str, Any], form: st.DataObject) -> None:
     x = random(case["x"], case["seed"])
-    stride, padding, dilation, groups = case["arguments"]
-    output = CONVOLUTIONS[len(stride)](x, random(case["weight"], 1), None, stride, padding, dilation, groups)
+    output = dense(x, random(case["weight"], 1), None, case["arguments"])
     gradient = random(tuple(output.shape), 2)
     chosen = form.draw(forms(case["x"]).filter(lambda each: each is not None))
     error = restored(chosen, x) - x

@@ -11,7 +11,7 @@ from torch import Tensor
 from memfit import native
 from memfit.depthwise import MOST_KERNEL, depthwise
 from memfit.operators import held
-from memfit.operators.conv import convolution
+from memfit.operators.conv import ConvArguments, convolution
 from memfit.operators.norm import frozen_batch_norm
 from tests.memfit.test_operators import forms, hold, random, relative_error, restored
 
@@ -48,8 +48,8 @@ def test_a_depthwise_convolution_and_its_gradients(data: st.DataObject, samples:
 
     tensors = [x, weight] if bias_C is None else [x, weight, bias_C]
     ours = single(*tensors)
-    arguments = (stride, padding, [1, 1], channels)
-    assert depthwise(ours[0].shape, ours[1].shape, *arguments) is not None
+    arguments = ConvArguments(stride, padding, [1, 1], channels)
+    assert depthwise(ours[0].shape, ours[1].shape, stride, padding, [1, 1], channels) is not None
     result = convolution(ours[0], ours[1], ours[2] if bias else None, arguments, hold(form, ours[0]))
     our_gradients = torch.autograd.grad(result, ours, grad.float())
 
@@ -73,7 +73,7 @@ def test_what_is_not_done_in_c_is_left_to_torch() -> None:
     assert depthwise(shape, torch.Size((4, 2, 3, 3)), [1, 1], [1, 1], [1, 1], 2) is None
     assert depthwise(shape, torch.Size((4, 1, 8, 3)), [1, 1], [1, 1], [1, 1], 4) is None
     x, kernels = torch.randn(shape).to(memory_format=torch.channels_last), torch.randn(weight)
-    arguments = ([1, 1], [1, 1], [1, 1], 4)
+    arguments = ConvArguments([1, 1], [1, 1], [1, 1], 4)
     torch.testing.assert_close(convolution(x, kernels, None, arguments), F.conv2d(x, kernels, padding=1, groups=4))
 
 

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.operators import held
-from memfit.operators.conv import convolution
+from memfit.operators.conv import ConvArguments, convolution
 from memfit.operators.held import HeldTensor, Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
 
 F = torch.nn.functional
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+PADDED = ConvArguments([1, 1], [1, 1], [1, 1])
 CLOSE = 1e-10
 
 
@@ -105,22 +107,34 @@ def gradients(output: Tensor, wanted: list[Tensor | None], seed: int) -> list[Te
     return list(torch.autograd.grad(output, [w for w in wanted if w is not None], random(tuple(output.shape), seed)))
 
 
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
+    """Torch's own convolution."""
+    stride, padding, dilation, groups, output_padding = arguments
+    if output_padding is None:
+        return CONVOLUTIONS[len(stride)](x, weight, bias, stride, padding, dilation, groups)
+    return TRANSPOSED[len(stride)](x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
 @st.composite
 def convolutions(draw: st.DrawFn) -> dict[str, Any]:
-    axes = draw(st.integers(1, 3))
+    axes, transposed = draw(st.integers(1, 3)), draw(st.booleans())
     groups = draw(st.integers(1, 3))
     each = st.integers(1, 3)
     kernel = tuple(draw(each) for _ in range(axes))
     dilation = [draw(each) for _ in range(axes)]
     padding = [draw(st.integers(0, 3)) for _ in range(axes)]
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    spatial = tuple(draw(st.integers(size, size + 4)) for size in least)
-    channels = groups * draw(st.integers(1, 2))
-    shape = (draw(st.integers(1, 4)), channels, *spatial)
+    stride = [draw(each) for _ in range(axes)]
+    reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    least = [-(-(1 - r) // s) + 1 if transposed else r for r, s in zip(reach, stride, strict=True)]  # one place of the result
+    spatial = tuple(draw(st.integers(max(1, size), max(1, size) + 4)) for size in least)
+    inner, outer = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    shape = (draw(st.integers(1, 4)), groups * inner, *spatial)
+    further = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)] if transposed else None
     return {
         "x": shape,
-        "weight": (groups * draw(st.integers(1, 2)), channels // groups, *kernel),
-        "arguments": ([draw(each) for _ in range(axes)], padding, dilation, groups),
+        "weight": (groups * inner, outer, *kernel) if transposed else (groups * outer, inner, *kernel),
+        "outputs": groups * outer,
+        "arguments": ConvArguments(stride, padding, dilation, groups, further),
         "bias": draw(st.booleans()),
         "form": draw(forms(shape)),
         "seed": draw(st.integers(0, 9)),
@@ -128,17 +142,15 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(case=convolutions())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=400)
 def test_convolution(case: dict[str, Any]) -> None:
-    stride, padding, dilation, groups = case["arguments"]
-    seed, form = case["seed"], case["form"]
+    seed, form, arguments = case["seed"], case["form"], case["arguments"]
     x, weight = random(case["x"], seed).requires_grad_(), random(case["weight"], seed + 1).requires_grad_()
-    bias = random(case["weight"][:1], seed + 2).requires_grad_() if case["bias"] else None
-    dense = CONVOLUTIONS[len(stride)]
+    bias = random((case["outputs"],), seed + 2).requires_grad_() if case["bias"] else None
 
-    ours = convolution(x, weight, bias, case["arguments"], hold(form, x))
-    truth = dense(x, weight, bias, stride, padding, dilation, groups)
-    of_restored = dense(restored(form, x.detach()), weight, None, stride, padding, dilation, groups)
+    ours = convolution(x, weight, bias, arguments, hold(form, x))
+    truth = dense(x, weight, bias, arguments)
+    of_restored = dense(restored(form, x.detach()), weight, None, arguments)
 
     assert relative_error(ours, truth) <= CLOSE
     our_x, our_weight, *our_bias = gradients(ours, [x, weight, bias], seed)
@@ -204,7 +216,7 @@ def saved_bytes(output: Tensor) -> int:
 
 def test_a_frozen_weight_needs_no_input_and_its_bias_still_trains() -> None:
     x, weight, bias = random((2, 3, 5, 5), 0).requires_grad_(), random((4, 3, 3, 3), 1), random((4,), 2).requires_grad_()
-    ours = convolution(x, weight, bias, ([1, 1], [1, 1], [1, 1], 1))
+    ours = convolution(x, weight, bias, PADDED)
     truth = F.conv2d(x, weight, bias, padding=1)
     assert saved_bytes(ours) == weight.nbytes
     for a, b in zip(gradients(ours, [x, bias], 3), gradients(truth, [x, bias], 3), strict=True):
@@ -214,7 +226,7 @@ def test_a_frozen_weight_needs_no_input_and_its_bias_still_trains() -> None:
 def test_the_first_layer_holds_only_its_form() -> None:
     x, weight = random((4, 3, 6, 6), 0), random((4, 3, 3, 3), 1).requires_grad_()
     form = Hosvd((4, 1, 2, 2), 1.0)
-    ours = convolution(x, weight, None, ([1, 1], [1, 1], [1, 1], 1), hold(form, x))
+    ours = convolution(x, weight, None, PADDED, hold(form, x))
     assert saved_bytes(ours) == form.held_bytes(tuple(x.shape), 8)
 
 

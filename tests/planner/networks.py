@@ -84,6 +84,26 @@ class Gated(nn.Module):
         return result
 
 
+class UNet(nn.Module):
+    """Down and up again by transposed convolutions, of overlapping kernels, groups and dilation, with what was before beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.over = nn.ConvTranspose2d(16, 8, 3, (2, 1), (1, 2), (1, 0), groups=2, dilation=(1, 2))
+        self.line, self.head = nn.ConvTranspose1d(8, 6, 4, 2, 1, bias=False), nn.Conv1d(6, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        first = F.relu(self.stem(image))
+        x = F.relu6(self.norm(self.down(first)))
+        x = F.silu(self.up(F.relu(self.deep(x))))
+        x = F.leaky_relu(self.over(torch.cat([x, first], 1)), 0.1)
+        result: Tensor = self.head(self.line(x.mean(2)))
+        return result
+
+
 class Written(nn.Module):
     """A small GPT: weights by columns, gelu written out, attention and sums with dropout, the embedding tied to the head."""
 
@@ -122,6 +142,11 @@ def gated_sample(batch: int = 5) -> dict[str, Tensor]:
     return {"inputs.0": torch.randn(batch, 3, 6, 8), "targets": torch.randint(4, (batch,))}
 
 
+def unet_sample(batch: int = 6) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return {"inputs.0": torch.randn(batch, 3, 12, 16), "targets": torch.randint(4, (batch, 32))}
+
+
 def convolutional_sample(batch: int = 8) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return {"inputs.0": torch.randn(batch, 3, 12, 20), "targets": torch.randint(5, (batch,))}
@@ -150,6 +175,9 @@ def graph_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[TrainingGra
         model.norm.running_mean, model.norm.running_var = torch.randn(8) * 0.1, torch.rand(8) + 0.5
     elif name == "gated":
         model, sample, loss = Gated(), gated_sample(), "cross_entropy"
+    elif name == "unet":
+        model, sample, loss = UNet(), unet_sample(), "cross_entropy"
+        model.norm.running_mean, model.norm.running_var = torch.randn(16) * 0.1, torch.rand(16) + 0.5
     elif name == "written":
         model, sample, loss = Written(), written_sample(), "cross_entropy"
     else:

@@ -65,7 +65,7 @@ def small_ranges() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["convolutional", "attending", "gated", "written"])
+@pytest.mark.parametrize("name", ["convolutional", "attending", "gated", "written", "unet"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=25)
 def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:

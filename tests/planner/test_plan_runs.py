@@ -30,7 +30,7 @@ from tests.planner.networks import export, graph_of, profile_of
 
 F = torch.nn.functional
 
-NAMES = ("convolutional", "attending", "gated")
+NAMES = ("convolutional", "attending", "gated", "unet")
 WITHOUT_STATE = Optimizer()
 Case = tuple[TrainingGraph, dict[str, Tensor], Profile]
 
@@ -253,6 +253,36 @@ def test_no_second_tensor_stands_beside_the_widest(tmp_path: Path) -> None:
     memfit.save(checkpoint, torch.export.load(model), recipe)
     proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
     assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.005)
+
+
+class Upsampling(nn.Module):
+    """What bounds a network that makes maps: transposed convolutions, all of them wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1)
+        self.up, self.over, self.head = (nn.ConvTranspose2d(*sizes) for sizes in ((32, 24, 2, 2), (24, 16, 4, 2, 1), (16, 5, 1)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.mix(F.relu(self.stem(image))))
+        result: Tensor = self.head(F.relu(self.over(F.relu(self.up(x)))))
+        return result
+
+
+@pytest.mark.parametrize("techniques", [("mask", "recompute"), ("mask", "basis"), ("*",)], ids=str)
+def test_the_peak_of_transposed_convolutions_is_the_predicted(techniques: tuple[str, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sample = {"inputs.0": torch.randn(8, 3, 32, 32), "targets": torch.randint(5, (8, 64, 64))}
+    graph = capture(export(Upsampling().train(), sample))
+    profile = profile_of(graph, sample, "cross_entropy")
+    plan = tight_plan(profile, techniques=techniques)
+    assert {choice.technique for choice in plan.activations if set(choice.holders) & {"conv_transpose2d", "conv_transpose2d_1"}} - {"keep"}
+    model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
+    torch.export.save(graph.program, model)
+    save_file(sample, file)
+    memfit.save(checkpoint, torch.export.load(model), recipe_of(profile, plan))
+    proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
+    assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.01)
 
 
 def test_a_budget_of_the_whole_process_is_proved_by_its_peak(tmp_path: Path) -> None:

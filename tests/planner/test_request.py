@@ -2,7 +2,9 @@
 
 import pytest
 
+from memfit import forms
 from planner.errors import BadBudget
+from planner.plan import TECHNIQUES
 from planner.request import Budget, PlanRequest, parse_budget
 
 
@@ -32,3 +34,8 @@ def test_keeping_needs_no_leave() -> None:
     request = PlanRequest(Budget(amount_bytes=1), trainable=("layer1.*",), techniques=("hos*",))
     assert request.may_use("keep") and request.may_use("hosvd") and not request.may_use("svd")
     assert request.may_train("layer1.weight") and not request.may_train("layer2.weight")
+
+
+def test_all_techniques_are_named() -> None:
+    assert set(TECHNIQUES) >= {*forms.FORMS, "keep", "mask", "index", "recompute", "micro_batch", "early_update", "slices"}
+    assert len(TECHNIQUES) == len(forms.FORMS) + 7

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
+from models import ReplyRecord
 from service import idempotency
+from service.outages import Away
 from tests.service.running import Running, problem
 
 TUS = {"tus-resumable": "1.0.0", "upload-length": "5"}
@@ -58,6 +61,37 @@ def test_another_request_with_the_same_key_is_refused(service: Running) -> None:
     problem(service.client.post("/v1/plans", json={"budget": "13 parsecs"}, headers=key), 422, "idempotency-key-reused")
     problem(service.client.post("/v1/models", json={"budget": "12 parsecs"}, headers=key), 422, "idempotency-key-reused")
     problem(service.client.post("/v1/uploads", headers=TUS | {"idempotency-key": "x" * 300}), 422, "invalid-request")
+
+
+def test_what_was_made_is_found_though_the_answer_was_lost(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = {"name": "one", "memory_bytes": 2**30, "system_bytes": 2**28}
+    bodies: list[dict[str, Any]] = [{"url": "/v1/uploads", "headers": TUS}, {"url": "/v1/devices", "headers": {}, "json": device}]
+    for body in bodies:
+        body["headers"] = body["headers"] | {"idempotency-key": f"lost {body['url']}"}
+        with monkeypatch.context() as context:
+            context.setattr(idempotency, "_end", lambda *of: None)  # as if the server had died here
+            first = service.client.post(**body).headers["location"]
+        problem(service.client.post(**body), 409, "request-under-way")
+        with service.context.database.transaction() as session:
+            idempotency.let_be_sent_again(session)  # as the next server does
+        again = service.client.post(**body)
+        assert again.headers["location"] == first
+        assert "idempotency-replayed" not in again.headers
+        assert service.client.post(**body).headers["idempotency-replayed"] == "true"
+        with service.context.database.transaction() as session:
+            session.execute(delete(ReplyRecord))  # as the collector does, a day later
+        assert service.client.post(**body).headers["location"] != first, "then it is another request"
+
+
+def test_what_failed_for_now_is_done_when_it_is_sent_again(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*of: Any) -> None:
+        raise Away("database", "it is away")
+
+    key = {"idempotency-key": "failed"}
+    with monkeypatch.context() as context:
+        context.setattr("service.resumable.hold", away)
+        problem(service.client.post("/v1/uploads", headers=TUS | key), 503, "away")
+    assert service.client.post("/v1/uploads", headers=TUS | key).status_code == 201
 
 
 def test_many_at_once_make_one(service: Running) -> None:

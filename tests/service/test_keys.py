@@ -3,14 +3,21 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 
+from models import HoldingRecord, KeyRecord, ModelRecord, PlanRecord, ProfileRecord, SampleRecord
 from models.base import now
-from service.keys import SECONDS_TO_KNOW, Scope, add_key
+from service.access import check_jobs, stored_bytes
+from service.database import Database
+from service.keys import SECONDS_TO_KNOW, Caller, NoKeys, Scope, add_key, check_keys_for
+from service.rates import TooMany
 from tests.service.running import ROOT, Running, problem, running, until
 
 BOTH: tuple[Scope, ...] = ("read", "write")
@@ -46,6 +53,21 @@ def test_the_secret_is_not_kept(keyed: Running) -> None:
         secret = ann.headers["authorization"].removeprefix("Bearer ")
     for file in keyed.context.store.root.rglob("memfit.db*"):
         assert secret.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "::1234", "10.0.0.1", "localhost.example.org", "127.example.org", "memfit.local")),
+    ],
+)
+def test_only_addresses_of_this_machine_alone_need_no_key(tmp_path: Path, host: str, own: bool) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'memfit.db'}")
+    database.migrate()
+    with database.reading() as session, nullcontext() if own else pytest.raises(NoKeys, match="memfit keys add"):
+        check_keys_for(session, host)
+    database.close()
 
 
 def test_scopes_and_ends(keyed: Running) -> None:
@@ -86,6 +108,51 @@ def test_limits_are_told_with_when_to_try_again(keyed: Running, sample_file: Pat
         assert int(answer.headers["retry-after"]) > 0
         usage = bob.get("/v1/usage").json()
         assert (usage["key"], usage["stored_bytes_limit"], usage["active_jobs_limit"]) == ("bob", 100, 0)
+
+
+def test_what_one_has_costs_nothing_again_and_many_at_once_are_held_to_the_limit(keyed: Running, sample_file: Path) -> None:
+    data = sample_file.read_bytes()
+    others = [data[:-1] + bytes([last]) for last in range(1, 7)]  # as many bytes, as good
+    with client_of(keyed, "ann", stored_bytes=len(data) * 5 // 2) as ann:
+        assert [ann.post("/v1/samples", content=data).status_code for _ in range(3)] == [201, 200, 200]
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda each: ann.post("/v1/samples", content=each), others))
+        assert sorted(answer.status_code for answer in answers) == [201, *5 * [429]]
+        assert ann.get("/v1/usage").json()["stored_bytes"] == 2 * len(data)
+        length = {"tus-resumable": "1.0.0", "upload-length": str(len(data))}
+        assert problem(ann.post("/v1/uploads", headers=length), 429, "too-many-requests")["limit"] == "stored_bytes"
+        assert ann.delete(f"/v1/samples/{ann.post('/v1/samples', content=data).json()['id']}").status_code == 204
+        place = ann.post("/v1/uploads", headers=length).headers["location"]
+        piece = {"tus-resumable": "1.0.0", "upload-offset": "0", "content-type": "application/offset+octet-stream"}
+        assert ann.patch(place, content=data, headers=piece).status_code == 204
+        assert ann.post("/v1/samples", json={"upload": place.rpartition("/")[2]}).status_code == 201, "it is not counted twice"
+        assert ann.get("/v1/usage").json()["stored_bytes"] == 2 * len(data)
+        with keyed.context.database.reading() as session:
+            assert not session.scalars(select(HoldingRecord).where(HoldingRecord.kind == "upload")).all()
+
+
+def test_who_has_more_than_they_may_begins_no_job(keyed: Running) -> None:
+    """Profiles and checkpoints count, too."""
+    client_of(keyed, "ann", stored_bytes=100).close()
+    with keyed.context.database.transaction() as session:
+        key = session.scalars(select(KeyRecord)).one()
+        session.add_all([ModelRecord(digest="m", bytes=30, summary_json="{}"), SampleRecord(digest="s", bytes=30, summary_json="{}")])
+        session.flush()
+        session.add(profile := ProfileRecord(model_digest="m", sample_digest="s", loss="mse", batch_norm="frozen", batch_size=1))
+        profile.content_bytes = 30
+        session.flush()
+        session.add(plan := PlanRecord(profile_id=profile.id, request_json="{}", checkpoint_bytes=20, state="ready"))
+        session.flush()
+        for kind, id in (("model", "m"), ("sample", "s"), ("profile", profile.id), ("plan", plan.id)):
+            session.add(HoldingRecord(key_id=key.id, kind=kind, subject_id=id))
+        session.flush()
+        assert stored_bytes(session, Caller(key)) == 110
+        with pytest.raises(TooMany, match="Delete plans"):
+            check_jobs(session, Caller(key))
+        plan.checkpoint_bytes = 0
+        session.flush()
+        check_jobs(session, Caller(key))
+        session.rollback()
 
 
 @pytest.mark.slow

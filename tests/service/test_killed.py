@@ -30,7 +30,7 @@ from tests.service.running import FINISHED
 JOBS = int(os.environ.get("MEMFIT_KILLED_JOBS", "0"))
 BATCH_SIZES = (8, 7, 6, 5, 4)  # each a profile of its own
 FEASIBLE = 4  # of the jobs; the others are answered when the profile is there
-SECONDS = 900
+SECONDS = 900 + 10 * JOBS  # as long as a busy machine may take
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(SECONDS + 120),

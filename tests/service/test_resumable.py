@@ -98,7 +98,12 @@ def test_pieces_are_checked_against_their_digest(service: Running) -> None:
     place = begin(service, 5)
     wrong = {"content-digest": "sha-256=:RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o=:"}
     problem(send(service, place, 0, b"hello", **wrong), 400, "bad-digest")
-    assert offset(service, place) == 0, "a small piece that is not what it should be is not kept"
+    assert offset(service, place) == 0
+    data = bytes(range(256)) * 2**14  # four pieces of what is written at once
+    place = begin(service, len(data))
+    assert send(service, place, 0, data[:1000]).status_code == 204
+    problem(send(service, place, 1000, data[1000:], **wrong), 400, "bad-digest")
+    assert offset(service, place) == 1000, "nothing is kept of a piece that is not what it should be"
 
 
 @pytest.mark.slow

@@ -217,6 +217,14 @@ def test_a_stage_that_writes_too_much_is_ended(tmp_path: Path, model_file: Path)
     assert (refused.value.document.kind, refused.value.document.facts["limit"]) == ("over-limit", "file_bytes")
 
 
+@pytest.mark.skipif(find_sandbox("auto") != "bubblewrap", reason="no bubblewrap here")
+def test_bubblewrap_is_not_chosen_where_memfit_does_not_start_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.sandbox.PACKAGES", ())
+    assert find_sandbox("auto") != "bubblewrap"
+    with pytest.raises(NoSandbox):
+        find_sandbox("require")
+
+
 def test_a_sandbox_can_be_required_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_sandbox("off") == "none"
     monkeypatch.setattr("service.sandbox._works", lambda command: False)

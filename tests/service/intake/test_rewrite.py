@@ -89,7 +89,12 @@ def test_sizes_that_compute_are_kept(expression: str) -> None:
 
 def test_networks_of_the_planners_tests_are_taken(tmp_path: Path) -> None:
     assert importlib.util.find_spec("tests.planner.networks")
-    for model, sample in ((networks.Convolutional(), networks.convolutional_sample()), (networks.Attending(), networks.attending_sample())):
+    known = (
+        (networks.Convolutional(), networks.convolutional_sample()),
+        (networks.Attending(), networks.attending_sample()),
+        (networks.UNet(), networks.unet_sample()),
+    )
+    for model, sample in known:
         torch.export.save(networks.export(model, sample), tmp_path / "net.pt2")
         rewrite(tmp_path / "net.pt2", tmp_path / "new.pt2")
         old, new = (training_module(torch.export.load(tmp_path / name), "frozen") for name in ("net.pt2", "new.pt2"))
