@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import models
 from bench.cells import Printing, host, mebibytes, stages
-from bench.measure import MOMENTUM, Measurement, measure
+from bench.measure import MOMENTUM, Measurement, allocator_peak_bytes, measure
 from planner.errors import InfeasibleBudget, UnverifiedPlan
 from planner.footprint import plain_timeline
 from planner.plan import Plan
@@ -33,14 +33,15 @@ HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """A verified plan without loss, and what its step took."""
+    """A verified plan without loss, and its checkpoint."""
 
     plan: Plan
-    measured: Measurement
+    checkpoint: Path
 
 
 def exact(name: str, folder: Path, profile: Profile, budget_bytes: int | None) -> Exact | None:
     """A proved plan without loss in this budget, or the least there is; None where there is none."""
+    kept = folder / f"{'least' if budget_bytes is None else 'alike'}.pt2"
     model, sample = folder / f"{name}.pt2", folder / f"{name}.safetensors"
     budget = None if budget_bytes is None else Budget(amount_bytes=budget_bytes)
     printing = Printing(f"{name} in {'the least' if budget_bytes is None else mebibytes(budget_bytes)}")
@@ -49,7 +50,7 @@ def exact(name: str, folder: Path, profile: Profile, budget_bytes: int | None) -
             verified = pipeline.prove(running, model, sample, profile, PlanRequest(budget, OPTIMIZER, min_fidelity=1.0), printing)
         except (InfeasibleBudget, UnverifiedPlan):
             return None
-        return Exact(verified.plan, measure(name, sample, verified.checkpoint))
+        return Exact(verified.plan, verified.checkpoint.rename(kept))
 
 
 def beyond_static(plan: Plan) -> int:
@@ -70,9 +71,11 @@ def row(name: str, folder: Path) -> list[str]:
     settings = ProfileSettings(models.CASES[name].loss, batch_size=BATCH)
     with stages(folder / "log") as running:
         profile = pipeline.measure(running, folder / f"{name}.pt2", sample, settings, Printing(name))
-    plain, blocks = measure(name, sample), measure(name, sample, blocks=True)
-    alike = exact(name, folder, profile, blocks.allocator_peak_bytes)
+    alike = exact(name, folder, profile, allocator_peak_bytes(name, sample, blocks=True))
     least = exact(name, folder, profile, None)
+    # One after the other, so that what else the machine does is much the same for all of them.
+    plain, blocks = measure(name, sample), measure(name, sample, blocks=True)
+    of_alike, of_least = (None if plan is None else measure(name, sample, plan.checkpoint) for plan in (alike, least))
     states = OPTIMIZER.states * sum(p.bytes for p in profile.parameters)
 
     def cells(measured: Measurement | None) -> list[str]:
@@ -84,14 +87,14 @@ def row(name: str, folder: Path) -> list[str]:
     of_plain = plain.allocator_peak_bytes
     first = [name, mebibytes(profile.static_bytes + states), *cells(plain)]
     block_peak, block_step = cells(blocks)
-    first += [block_peak, share(blocks.allocator_peak_bytes, of_plain), block_step, *cells(alike.measured if alike else None)]
-    if least is None:
+    first += [block_peak, share(blocks.allocator_peak_bytes, of_plain), block_step, *cells(of_alike)]
+    if least is None or of_least is None:
         return [*first, *[""] * 6]
-    peak, step = cells(least.measured)
+    peak, step = cells(of_least)
     schedule = least.plan.schedule
     how = f"{schedule.slice} at a time up to `{schedule.split}`" if schedule.split else f"{schedule.micro_batch} at a time"
     beyond, plain_beyond = beyond_static(least.plan), plain_beyond_static(profile)
-    return [*first, peak, share(least.measured.allocator_peak_bytes, of_plain), step, mebibytes(beyond), share(beyond, plain_beyond), how]
+    return [*first, peak, share(of_least.allocator_peak_bytes, of_plain), step, mebibytes(beyond), share(beyond, plain_beyond), how]
 
 
 def write(rows: dict[str, list[str]]) -> None:

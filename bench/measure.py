@@ -53,13 +53,14 @@ def measure(model: str, sample: Path, checkpoint: Path | None = None, blocks: bo
         blocks: the plain step, but with `torch.utils.checkpoint` on every block.
     """
     process = _in_process("process", model, sample, checkpoint, blocks)
-    peak_bytes = int(_in_process("allocator", model, sample, checkpoint, blocks)["allocator_peak_bytes"])
-    return Measurement(peak_bytes, int(process["process_growth_bytes"]), process["step_seconds"])
+    return Measurement(
+        allocator_peak_bytes(model, sample, checkpoint, blocks), int(process["process_growth_bytes"]), process["step_seconds"]
+    )
 
 
-def allocator_peak_bytes(model: str, sample: Path, checkpoint: Path | None = None) -> int:
-    """Static bytes and the highest sum of allocations of a step, in a fresh process."""
-    return int(_in_process("allocator", model, sample, checkpoint)["allocator_peak_bytes"])
+def allocator_peak_bytes(model: str, sample: Path, checkpoint: Path | None = None, blocks: bool = False) -> int:
+    """Static bytes and the highest sum of allocations of a step, in a fresh process; `blocks` as for `measure`."""
+    return int(_in_process("allocator", model, sample, checkpoint, blocks)["allocator_peak_bytes"])
 
 
 def _in_process(what: str, model: str, sample: Path, checkpoint: Path | None, blocks: bool = False) -> dict[str, float]:

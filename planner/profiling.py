@@ -8,8 +8,9 @@ from time import perf_counter
 from torch import Tensor
 from torch.fx import GraphModule
 
-from memfit.losses import LOSSES
+from memfit.losses import LOSSES, loss_of
 from memfit.process_memory import hand_back, keep_freed_memory
+from memfit.program import call_with
 from memfit.recipe import RECOMPUTE, HeldForm, Recipe
 from memfit.training_step import make_optimizer
 from planner.activations import activations_of, in_means
@@ -30,6 +31,8 @@ from planner.travelling import measure_travelling
 from planner.workspace import with_workspace
 
 Progress = Callable[[float, str], None]
+
+TIMED = 2  # forwards and backwards of each size
 
 
 def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: ProfileSettings, progress: Progress) -> Profile:
@@ -52,7 +55,6 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         ) from error
     progress(0.06, "the plain step")
     plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)
-    pace = seconds / sum(plain.seconds.values())  # a step under record takes longer
     keep_freed_memory()  # from here on as planned steps do, as far as they may
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
@@ -89,7 +91,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
         part = batches[0].first(samples)
         structure = observe_structure(graph, part, loss) if number else whole
         activations = activations_of(graph, structure, spectra, energies, travelled)
-        step = _step(profile, graph, part, structure, activations, pace * batches[0].samples / samples)
+        step = _step(profile, graph, part, structure, activations, batches[0].samples / samples)
         step = replace(step, activations=with_recomputations(graph, again, structure, step.activations, step.operations, sizes_of))
         profile = replace(profile, steps=(*profile.steps, step))
     return replace(profile, splits=splits(graph, profile.whole)) if len(sizes) > 1 else profile
@@ -126,18 +128,36 @@ def measure_step(module: GraphModule, batch: Batch, loss: str, steps: int) -> tu
     return record(step), median(seconds or [0.0])
 
 
+def part_seconds(module: GraphModule, batch: Batch, loss: str) -> float:
+    """Of a forward and a backward whose gradients are added to those of the part before, as in a step of several parts: the least of
+    `TIMED`, since whatever else the machine does only adds to it.
+    """
+    seconds = []
+    for _ in range(TIMED + 1):  # the first makes the gradients
+        started = perf_counter()
+        loss_of(loss, call_with(module, batch.inputs), batch.targets).backward()
+        seconds.append(perf_counter() - started)
+    module.zero_grad(set_to_none=True)
+    return min(seconds[1:])
+
+
 def _step(
-    profile: Profile, graph: TrainingGraph, part: Batch, structure: Structure, activations: tuple[Activation, ...], pace: float
+    profile: Profile, graph: TrainingGraph, part: Batch, structure: Structure, activations: tuple[Activation, ...], parts: float
 ) -> Step:
-    """What a step holds while so many samples go through the model at a time. `pace`: seconds of a whole step for each recorded one."""
-    warm_up = int(part.samples < profile.steps[0].batch_size) if profile.steps else 0  # kernels for the whole batch are there already
+    """What a step holds while so many samples go through the model at a time, `parts` of them in the batch.
+
+    The record tells how an operation's seconds compare with another's; those of all come from steps without it, which take less, and
+    of each size by itself: few samples at a time take longer for each, and so do the sums of their gradients.
+    """
     over = overwritten(graph, structure, {activation.name: at for at, activation in enumerate(activations)})
     in_place = tuple(structure.names[i] for i, it in over.items() if it.activation is None)  # those that a step with all kept whole has
     rows = row_gradients(graph, structure)
     few = profile.whole.rows if profile.steps else worth_rows(rows, profile.parameters)
     rows = {name: size for name, size in rows.items() if name in few}
     in_place_module = graph.rewritten(replace(graph.exact_recipe(profile.loss), in_place=in_place, rows=tuple(rows)))
-    exact, _ = measure_step(in_place_module, part, profile.loss, steps=warm_up)
+    seconds = part_seconds(in_place_module, part, profile.loss)
+    exact, _ = measure_step(in_place_module, part, profile.loss, steps=0)
+    pace = parts * seconds / sum(each for moment, each in exact.seconds.items() if moment.phase != "update")
     step = Step(
         part.samples,
         (),

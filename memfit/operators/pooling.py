@@ -81,43 +81,57 @@ def ranges(shape: torch.Size) -> Iterator[slice]:
     yield from (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def _starts(windows: int, axis: int, window: Window, device: torch.device) -> Tensor:
-    """Where each window of an axis begins, int64; shaped to stand beside the axes after it."""
-    starts = torch.arange(windows, device=device) * window.stride[axis] - window.padding[axis]
-    return starts.view(-1, *[1] * (len(window.kernel) - 1 - axis))
+def _numbers(
+    counts: tuple[int, ...], steps: tuple[int, ...], start: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """The index, row by row among places of `sizes`, of places `steps` apart from `start` on; int64, of shape `counts`. Outside of `sizes`
+    it goes on counting.
+    """
+    numbers = torch.zeros(counts, dtype=torch.int64, device=device)
+    for axis, count in enumerate(counts):
+        along = torch.arange(count, device=device).mul_(steps[axis]).add_(start[axis])
+        numbers.add_(along.mul_(prod(sizes[axis + 1 :])).view(-1, *[1] * (len(counts) - 1 - axis)))
+    return numbers
+
+
+def _first(windows: tuple[int, ...], sizes: tuple[int, ...], window: Window, device: torch.device) -> Tensor:
+    """The index at which each window begins."""
+    return _numbers(windows, window.stride, tuple(-padding for padding in window.padding), sizes, device)
+
+
+def _beyond(sizes: tuple[int, ...], window: Window, device: torch.device) -> Tensor:
+    """By how much the index of each place of a window is beyond the first; shape (places,)."""
+    return _numbers(window.kernel, window.dilation, (0,) * len(sizes), sizes, device).flatten()
 
 
 def places(indices: Tensor, sizes: tuple[int, ...], window: Window) -> Tensor:
     """The place of each maximum inside its window, row by row, one byte each.
 
+    A table tells it from how far the index is beyond the first of its window: divisions take ten times as long.
+
     Args:
-        indices: of each maximum among the input's places of its sample and channel, row by row; shape (B, C, *windows). They are lost.
+        indices: of each maximum among the input's places of its sample and channel, row by row; shape (B, C, *windows).
         sizes: of the input's spatial axes.
     """
-    held = torch.empty(indices.shape, dtype=torch.uint8, device=indices.device)
+    device = indices.device
+    held = torch.empty(indices.shape, dtype=torch.uint8, device=device)
     planes, held_planes = indices.flatten(0, 1), held.flatten(0, 1)
-    axes = [(axis, _starts(indices.shape[2 + axis], axis, window, indices.device)) for axis in reversed(range(len(sizes)))]
-    for which in ranges(planes.shape):
-        rest, place, step = planes[which], torch.zeros_like(planes[which]), 1
-        for axis, starts in axes:
-            offset = rest.remainder(sizes[axis]).sub_(starts).div_(window.dilation[axis], rounding_mode="floor")
-            place.add_(offset.mul_(step))
-            rest.div_(sizes[axis], rounding_mode="floor")
-            step *= window.kernel[axis]
-        held_planes[which] = place
+    # Where a window is wider than the input, two of its places could be as far beyond the first: not among as many places as it has.
+    wide = tuple(max(size, d * (k - 1) + 1) for size, k, d in zip(sizes, window.kernel, window.dilation, strict=True))
+    among_wide = _numbers(sizes, (1,) * len(sizes), (0,) * len(sizes), wide, device).flatten() if wide != sizes else None
+    first, beyond = _first(tuple(indices.shape[2:]), wide, window, device), _beyond(wide, window, device)
+    place_of = torch.zeros(int(beyond.max()) + 1, dtype=torch.uint8, device=device)
+    place_of[beyond] = torch.arange(len(beyond), dtype=torch.uint8, device=device)
+    for some in ranges(planes.shape):
+        numbers = planes[some] if among_wide is None else among_wide.index_select(0, planes[some].flatten()).view_as(planes[some])
+        held_planes[some] = place_of.index_select(0, numbers.sub(first).flatten()).view_as(held_planes[some])
     return held
 
 
 def indices_of(held: Tensor, sizes: tuple[int, ...], window: Window) -> Tensor:
     """The index that `places` took each place from, int64."""
-    place, indices, step = held.long(), torch.zeros(held.shape, dtype=torch.int64, device=held.device), 1
-    for axis in reversed(range(len(sizes))):
-        starts = _starts(held.shape[2 + axis], axis, window, held.device)
-        offset = place.remainder(window.kernel[axis]).mul_(window.dilation[axis]).add_(starts)
-        indices.add_(offset.mul_(step))
-        place.div_(window.kernel[axis], rounding_mode="floor")
-        step *= sizes[axis]
-    return indices
+    indices = _beyond(sizes, window, held.device).index_select(0, held.flatten().int()).view(held.shape)
+    return indices.add_(_first(tuple(held.shape[2:]), sizes, window, held.device))
 
 
 def max_pool(

@@ -1,0 +1,40 @@
+"""What a profile says of seconds."""
+
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+
+from planner.capture import capture
+from planner.footprint import timeline
+from planner.plan import Schedule
+from planner.profiling import TIMED, part_seconds
+from planner.request import Optimizer
+from planner.sample import batches_of
+from planner.timeline import exact_choices
+from tests.planner.networks import export, profile_of
+
+
+def test_seconds_of_a_size_are_those_of_its_own_steps_for_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
+    sample = {"inputs.0": torch.randn(4, 3, 8, 8), "targets": torch.randint(5, (4,))}
+    monkeypatch.setattr("planner.profiling.perf_counter", count(step=1.0).__next__)  # a second for whatever is timed
+    profile = profile_of(capture(export(model, sample)), sample, "cross_entropy")
+    seconds = {}
+    for step in profile.steps:
+        made = timeline(profile, Optimizer(), Schedule(step.batch_size))
+        seconds[step.batch_size] = made.seconds(exact_choices(step, frozenset(p.name for p in profile.parameters)))
+    assert seconds == pytest.approx({4: 1.0, 2: 2.0, 1: 4.0})
+
+
+def test_timed_gradients_are_added_up_and_let_go() -> None:
+    model = nn.Linear(3, 2)
+    sample = {"inputs.0": torch.randn(4, 3), "targets": torch.randint(2, (4,))}
+    graph = capture(export(model, sample))
+    seen = []
+    graph.module.get_parameter("bias").register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    batch = batches_of(sample, graph.inputs, "cross_entropy", None)[0]
+    part_seconds(graph.module, batch, "cross_entropy")
+    torch.testing.assert_close(torch.stack(seen), torch.stack([n * seen[0] for n in range(1, TIMED + 2)]))
+    assert all(parameter.grad is None for parameter in graph.module.parameters())
