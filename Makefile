@@ -14,8 +14,8 @@ help: ## this list
 
 install: $(INSTALLED) ## make .venv with the pinned versions
 
-# memfit is installed in place: a change of the code needs no new installation.
-$(INSTALLED): pyproject.toml constraints.txt
+# memfit is installed in place: a change of the code needs no new installation, but for what is built of C.
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard memfit/*.c memfit/*.h)
 	@test -x $(PYTHON) || { echo "Making .venv …"; python3 -m venv .venv; }
 	@echo "Installing the pinned versions (once; torch is large) …"
 	@$(PYTHON) -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[service,demo,test]' \

@@ -80,7 +80,7 @@ def seconds(layer: Layer, share: int) -> tuple[float, float, float]:
     outputs = [layer(x, weight, each) for each in (held, HeldTensor(Restored(held.form), held.tensors), None)]
     gradient, of_ways = torch.randn(outputs[0].shape), [[0.0] * TURNS for _ in outputs]
     for turn in range(-1, TURNS):  # the first is not counted
-        found = []
+        found: list[Tensor] = []
         for way, output in enumerate(outputs):
             started = thread_time()
             found += torch.autograd.grad(output, weight, gradient, retain_graph=True)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from bench.tables import write_between
 from bench.trained import Images, Layer, layers_of, load_images, networks
-from memfit.forms import Bfloat16, Form, Hosvd, Int4, Int8, PatchMean
+from memfit.forms import Bfloat16, Bitmap, Form, Hosvd, Int4, Int8, PatchMean
 from memfit.shipped import tensors_of
 from memfit.tucker import decompose_mode, rank_for_threshold
+from planner.above_zero import room_above_zero
 from planner.coding import Coding
 from planner.spectra import Spectra
 from planner.techniques import basis_form
@@ -41,6 +42,11 @@ def adaptive(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
 
 def basis(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
     return basis_form(spectra, most_bytes)
+
+
+def bitmap(spectra: Spectra, bits: int | None) -> Form | None:
+    """With room for what the calibration batches have above zero; of inputs that are never below."""
+    return Bitmap(*room_above_zero(spectra.above_zero), bits) if spectra.above_zero else None
 
 
 def hosvd_ranks(layer: Layer, spectra: Spectra, most_bytes: int) -> Form | None:
@@ -71,7 +77,16 @@ TECHNIQUES: dict[str, Maker] = {
     "coded, adaptive": adaptive,
     "coded, static": coded,
 }
-FIXED: dict[str, Form] = {"bfloat16": Bfloat16(), "int8": Int8(), "int4": Int4(), "patch mean 2×2": PatchMean((2, 2))}
+# Whose bytes are what they come to; of those that are not for every layer, the others are left out.
+FIXED: dict[str, Callable[[Layer, Spectra], Form | None]] = {
+    "bfloat16": lambda layer, spectra: Bfloat16(),
+    "int8": lambda layer, spectra: Int8(),
+    "int4": lambda layer, spectra: Int4(),
+    "bitmap, exact": lambda layer, spectra: bitmap(spectra, None),
+    "bitmap, 8 bits": lambda layer, spectra: bitmap(spectra, 8),
+    "bitmap, 4 bits": lambda layer, spectra: bitmap(spectra, 4),
+    "patch mean 2×2": lambda layer, spectra: None if layer.family == "linear" else PatchMean((2, 2)),
+}
 
 
 def errors(form: Form | None, layer: Layer, most_bytes: int) -> tuple[float, float] | None:
@@ -126,13 +141,15 @@ def measure(layers: list[Layer]) -> list[list[str]]:
                 row.append(cell(found))
         rows.append(row)
         print(" | ".join(row), flush=True)
-    for technique, form in FIXED.items():
+    for technique, form_of in FIXED.items():
         row = [technique]
-        for kind, each in kinds.items():
-            of = [layer for layer in each if kind == "convolutions" or not isinstance(form, PatchMean)]
-            found = [errors(form, layer, form.held_bytes(tuple(layer.inputs[-1].shape), 4)) for layer in of]
-            ratio = median(layer.inputs[-1].nbytes / form.held_bytes(tuple(layer.inputs[-1].shape), 4) for layer in of) if of else 0.0
-            row += [f"at 1/{ratio:.1f}: {cell(found)}" if of else "", *[""] * (len(SHARES) - 1)]
+        for each in kinds.values():
+            of = [(layer, form) for layer in each if (form := form_of(layer, known[layer.name])) is not None]
+            sizes = [form.held_bytes(tuple(layer.inputs[-1].shape), 4) for layer, form in of]
+            found = [errors(form, layer, size) for (layer, form), size in zip(of, sizes, strict=True)]
+            ratio = median(layer.inputs[-1].nbytes / size for (layer, _), size in zip(of, sizes, strict=True)) if of else 0.0
+            which = "" if len(of) == len(each) else f", of {len(of)}"
+            row += [f"at 1/{ratio:.1f}{which}: {cell(found)}" if of else "", *[""] * (len(SHARES) - 1)]
         rows.append(row)
         print(" | ".join(row), flush=True)
     rows.append(["Gaussian bound D(R), energy"])

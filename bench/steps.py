@@ -66,16 +66,21 @@ TECHNIQUES: dict[str, Callable[[Spectra, int], Form | None]] = {
 
 
 def held_module(graph: TrainingGraph, loss: str, spectra: dict[str, Spectra], make: Callable[[Spectra, int], Form | None]) -> GraphModule:
-    """The model with every value that has holders in a form, where the technique has one of so few bytes."""
-    forms = []
-    for value, holders in holders_of_values(graph).items():
+    """The model with every value that has holders in a form, where the technique has one of so few bytes; as in a plan that holds
+    nothing else whole, rectifiers hold bits, and results are written over what nobody holds.
+    """
+    forms, holders_of = [], holders_of_values(graph)
+    for value, holders in holders_of.items():
         size = torch.Size(spectra[value].shape).numel() * spectra[value].itemsize
         form = make(spectra[value], size // SHARE)
         if form is not None:
             settings = settings_of(form) | {name: encode(tensor) for name, tensor in tensors_of(form).items()}
             forms.append(HeldForm(value, tuple(holders), form.technique, settings))
-    print(f"  {len(forms)} of {len(holders_of_values(graph))} values held", flush=True)
-    return graph.rewritten(replace(graph.exact_recipe(loss), forms=tuple(forms)))
+    print(f"  {len(forms)} of {len(holders_of)} values held", flush=True)
+    whole = holders_of.keys() - {form.value for form in forms}
+    masks = tuple(node.name for node in graph.operations if graph.may_hold_bits(node))
+    in_place = tuple(name for name, x in graph.overwritable.items() if x.name not in whole)
+    return graph.rewritten(replace(graph.exact_recipe(loss), forms=tuple(forms), masks=masks, in_place=in_place))
 
 
 def step_of(module: GraphModule, batch: Batch, loss: str) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memfit import native
 
-PIECE = 1 << 20  # elements worked on at once; a multiple of 8
+PIECE = 1 << 16  # elements worked on at once; a multiple of 8
 _GATHER = 0x0102040810204080  # moves bit 0 of byte k of a 64-bit word to bit 56 + k
 
 

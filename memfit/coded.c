@@ -165,11 +165,28 @@ INLINE void padded(const float *matrix, int64_t block, int transpose, float *out
         for (int64_t j = 0; j < block; j++) out[(transpose ? j : k) * lanes + (transpose ? k : j)] = matrix[k * block + j];
 }
 
-/* Code of a coefficient relative to its step. What is no number becomes 0. */
-INLINE float in_range(float v, float bend, float half, float most) {
-    v = v / (1 + bend * fabsf(v)) + half;
-    v = v > 0 ? v : 0;
-    return v < most ? v : most;
+/* Codes of coefficients relative to their steps. What is no number becomes 0. */
+INLINE EightInt codes_of(Eight v, Eight bend, Eight half, Eight most) {
+    const EightInt size = 0x7fffffff - (EightInt){0};
+    v = v / (1 + bend * (Eight)((EightInt)v & size)) + half;
+    v = chosen(v > 0, v, (Eight){0});
+    return __builtin_convertvector(chosen(v < most, v, most), EightInt);
+}
+
+/* Copy eight codes, or what there is of them. */
+INLINE void copy_some(void *to, const void *from, size_t bytes, int64_t some) {
+    if (some >= 8) memcpy(to, from, 8 * bytes);
+    else memcpy(to, from, (size_t)some * bytes);
+}
+
+/* Eight codes, or `some` of them, as bytes, or as two bytes each where they are `wide`. */
+INLINE void put_codes(EightInt codes, int wide, int64_t some, uint8_t *to) {
+    const EightShort shorts = __builtin_convertvector(codes, EightShort);
+    if (wide) copy_some(to, &shorts, 2, some);
+    else {
+        const EightByte bytes = __builtin_convertvector(shorts, EightByte); /* in two steps, which machines have */
+        copy_some(to, &bytes, 1, some);
+    }
 }
 
 /* One row of a plane's blocks of `height` rows: out[w] = Σ matrix[i] · (rows[i][w] − mean). `height` is to be a constant. */
@@ -195,17 +212,25 @@ INLINE void across(const float *row, int64_t blocks, int64_t block, const float 
     const int64_t lanes = lanes_of(block);
     for (int64_t lane = 0; lane < lanes; lane += 8) {
         const Eight scales = load(scale + lane), bends = load(bend + lane), halves = load(half + lane), mosts = load(most + lane);
-        const EightInt size = 0x7fffffff - (EightInt){0};
         for (int64_t b = 0; b < blocks; b++) {
             Eight sum = {0};
             for (int64_t j = 0; j < block; j++) sum += load(matrix + j * lanes + lane) * row[b * block + j];
-            sum *= scales;
-            sum = sum / (1 + bends * (Eight)((EightInt)sum & size)) + halves;
-            sum = chosen(sum > 0, sum, (Eight){0}); /* what is no number becomes 0 */
-            sum = chosen(sum < mosts, sum, mosts);
-            const EightShort codes = __builtin_convertvector(__builtin_convertvector(sum, EightInt), EightShort);
-            memcpy(out + b * lanes + lane, &codes, sizeof codes);
+            put_codes(codes_of(sum * scales, bends, halves, mosts), 1, 8, (uint8_t *)(out + b * lanes + lane));
         }
+    }
+}
+
+/* The same for small blocks, a frequency at a time: the places of all blocks, one after the other, and a frequency of them. */
+INLINE void places_of(const float *row, int64_t blocks, int64_t block, float *out) {
+    for (int64_t j = 0; j < block; j++)
+        for (int64_t b = 0; b < blocks; b++) out[j * blocks + b] = row[b * block + j];
+}
+
+INLINE void one_across(const float *places, int64_t blocks, int64_t block, const float *cosines, float *out) {
+    for (int64_t b = 0; b < blocks; b++) {
+        float sum = 0;
+        for (int64_t j = 0; j < block; j++) sum += places[j * blocks + b] * cosines[j];
+        out[b] = sum;
     }
 }
 
@@ -252,10 +277,21 @@ INLINE void back_down(const float *rows, int64_t apart, int64_t height, int64_t 
     default: { const int64_t N = variable; call; } \
     }
 
+#define WITH_SMALL(variable, call) \
+    if (variable == 2) { enum { N = 2 }; call; } \
+    else { enum { N = 4 }; call; }
+
 /* Finite where the gain is: 0 is 0 steps whatever the step. */
 INLINE float scale_of(float inverse, float step) {
     const float scale = inverse / step;
     return scale > FLT_MAX ? FLT_MAX : scale;
+}
+
+/* Code of one coefficient relative to its step. What is no number becomes 0. */
+INLINE float in_range(float v, float bend, float half, float most) {
+    v = v / (1 + bend * fabsf(v)) + half;
+    v = v > 0 ? v : 0;
+    return v < most ? v : most;
 }
 
 INLINE void code_one(const float *row, int64_t count, float mean, float scale, float bend, int bits, uint8_t *codes) {
@@ -304,12 +340,6 @@ INLINE double energy_of(const Plan *p, const float *x) {
 #ifdef MEMFIT_EIGHTS
 #define MEMFIT_ROWS 512 /* floats of each of eight rows of frequencies that are worked on at once */
 
-/* Copy eight codes, or what there is of them. */
-INLINE void copy_some(void *to, const void *from, size_t bytes, int64_t some) {
-    if (some == 8) memcpy(to, from, 8 * bytes);
-    else memcpy(to, from, (size_t)some * bytes);
-}
-
 /* Codes of one plane in blocks of 8 x 8. floats: room for 9 * (MEMFIT_ROWS or the width, if that is more) + 64 of them. */
 FAST static void encode_eights(const Plan *p, const float *x, int64_t plane, float inverse, uint8_t *codes, float *floats) {
     const uint8_t *widths = p->widths + plane * 64;
@@ -319,7 +349,6 @@ FAST static void encode_eights(const Plan *p, const float *x, int64_t plane, flo
     float *rows = floats, *folds = rows + 8 * apart;
     int used[8];
     for (int f = 0; f < 8; f++) used[f] = any_bits(widths + 8 * f, 8);
-    const EightInt size = 0x7fffffff - (EightInt){0};
     for (int64_t first = 0; first < block_rows; first += run) {
         const int64_t count = block_rows - first < run ? block_rows - first : run, blocks = count * columns;
         for (int64_t r = 0; r < count; r++) {
@@ -349,24 +378,16 @@ FAST static void encode_eights(const Plan *p, const float *x, int64_t plane, flo
             for (int k = 0; k < 8; k++) {
                 const int n = 8 * f + k, bits = widths[n], wide = bits > 8;
                 if (!bits) continue;
-                const float half = (float)(1 << (bits - 1)), most = (float)((1 << bits) - 1), bend = p->bends[bits];
+                const Eight halves = (float)(1 << (bits - 1)) - (Eight){0}, mosts = (float)((1 << bits) - 1) - (Eight){0},
+                            bends = p->bends[bits] - (Eight){0};
                 const float scale = scale_of(inverse, deviations[n] * p->steps[bits]), *cosines = p->cosines_width + 8 * k;
                 const Eight c0 = cosines[0] - (Eight){0}, c1 = cosines[1] - (Eight){0}, c2 = cosines[2] - (Eight){0},
                             c3 = cosines[3] - (Eight){0};
                 uint8_t *to = codes + p->places[plane * 64 + n] + first * columns * (wide ? 2 : 1);
                 for (int64_t b = 0; b < blocks; b += 8) {
                     const float *of = folds + b * 8 + 32 * (k & 1);
-                    Eight sum = (load(of) * c0 + load(of + 8) * c1 + load(of + 16) * c2 + load(of + 24) * c3) * scale;
-                    sum = sum / (1 + bend * (Eight)((EightInt)sum & size)) + half;
-                    sum = chosen(sum > 0, sum, (Eight){0}); /* what is no number becomes 0 */
-                    sum = chosen(sum < most, sum, most - (Eight){0});
-                    const EightShort whole = __builtin_convertvector(__builtin_convertvector(sum, EightInt), EightShort);
-                    const int64_t some = blocks - b < 8 ? blocks - b : 8;
-                    if (wide) copy_some(to + 2 * b, &whole, 2, some);
-                    else {
-                        const EightByte bytes = __builtin_convertvector(whole, EightByte); /* in two steps, which machines have */
-                        copy_some(to + b, &bytes, 1, some);
-                    }
+                    const Eight sum = (load(of) * c0 + load(of + 8) * c1 + load(of + 16) * c2 + load(of + 24) * c3) * scale;
+                    put_codes(codes_of(sum, bends, halves, mosts), wide, blocks - b, to + (wide ? 2 : 1) * b);
                 }
             }
         }
@@ -436,6 +457,7 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
     const int64_t size = p.height * p.width, block_rows = p.height / p.block_height, columns = p.width / p.block_width;
     const int64_t frequencies = p.block_height * p.block_width, lanes = lanes_of(p.block_width);
     const int64_t run = columns < MEMFIT_RUN ? MEMFIT_RUN / columns : 1;
+    const int small = p.block_width == 2 || p.block_width == 4;
     float *matrix = floats, *scale = matrix + p.block_width * lanes, *bend = scale + lanes, *half = bend + lanes, *most = half + lanes;
     float *row = most + lanes;
     uint16_t *coded = (uint16_t *)(row + run * p.width + 8);
@@ -477,6 +499,17 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
                     }
                     if (p.block_width == 1) {
                         code_one(row, blocks, 0, scale[0], bend[0], widths[0], codes + places[0] + first * columns * (widths[0] > 8 ? 2 : 1));
+                        continue;
+                    }
+                    if (small) {
+                        float *split = (float *)coded, *one = split + rows * p.width;
+                        WITH_SMALL(p.block_width, places_of(row, blocks, N, split))
+                        for (int64_t k = 0; k < p.block_width; k++) {
+                            if (!widths[k]) continue;
+                            uint8_t *to = codes + places[k] + first * columns * (widths[k] > 8 ? 2 : 1);
+                            WITH_SMALL(p.block_width, one_across(split, blocks, N, p.cosines_width + k * N, one))
+                            code_one(one, blocks, 0, scale[k], bend[k], widths[k], to);
+                        }
                         continue;
                     }
                     WITH_CONSTANT(p.block_width, across(row, blocks, N, matrix, scale, bend, half, most, coded))

@@ -1,4 +1,5 @@
-"""The C way of `memfit.forms.coded` and `memfit.bits`, for float32 on a CPU, where installing memfit found a compiler.
+"""The C way of `memfit.forms.coded`, `memfit.bits`, `memfit.compaction` and `memfit.operators.norm`, for float32 on a CPU, where installing
+found a compiler.
 
 It codes without copies of the coefficients and within one sample, several times as fast; what it holds and restores is what the torch
 operations would, but for rounding. `python -m memfit.native` tells whether it is there; MEMFIT_NATIVE=0 in the environment leaves it out.
@@ -46,13 +47,25 @@ def library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     loaded = ctypes.CDLL(found.origin)
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    loaded.memfit_encode.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, pointer)
-    loaded.memfit_decode.argtypes = (pointer, pointer, pointer, integer, pointer, pointer, pointer)
-    loaded.memfit_rectify.argtypes = (pointer, integer, *[ctypes.c_float] * 3, pointer, pointer)
-    loaded.memfit_scale.argtypes = (pointer, pointer, integer, *[ctypes.c_float] * 2, pointer)
-    for function in (loaded.memfit_encode, loaded.memfit_decode, loaded.memfit_rectify, loaded.memfit_scale):
-        function.restype = None
+    pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    takes = {
+        "encode": (pointer, pointer, integer, *[pointer] * 4),
+        "decode": (pointer, pointer, pointer, integer, *[pointer] * 3),
+        "rectify": (pointer, integer, number, number, number, pointer, pointer),
+        "scale": (pointer, pointer, integer, number, number, pointer),
+        "above_zero": (pointer, integer, pointer),
+        "count": (pointer, integer, integer),
+        "compact": (pointer, pointer, integer, integer, pointer, integer),
+        "expand": (pointer, pointer, integer, integer, pointer, integer),
+        "affine_gradients": (*[pointer] * 4, *[integer] * 5, pointer, pointer),
+        "depthwise": (*[pointer] * 4, integer, integer, pointer, pointer),
+        "depthwise_input": (*[pointer] * 3, integer, integer, pointer, pointer),
+        "depthwise_weight": (*[pointer] * 3, *[integer] * 3, pointer, pointer),
+        "depthwise_floats": (pointer,),
+    }
+    for name, types in takes.items():
+        function = getattr(loaded, f"memfit_{name}")
+        function.argtypes, function.restype = types, integer if name in ("count", "depthwise_floats") else None
     return loaded
 
 
@@ -156,7 +169,7 @@ def _tables(dither: bool) -> tuple[Tensor, ...]:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `rectify` and `scale_by_bits` are there and made for such values."""
+    """Whether what follows is there and made for such values."""
     return library() is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
 
@@ -165,11 +178,11 @@ def rectify(x: Tensor, low: float, high: float, slope: float, result: Tensor, pa
     native = library()
     assert native is not None
 
-    def work(start: int, stop: int) -> None:
+    def work(start: int, stop: int, piece: int) -> None:
         x_at, result_at, packed_at = x.data_ptr() + 4 * start, result.data_ptr() + 4 * start, packed.data_ptr() + start // 8
         native.memfit_rectify(x_at, stop - start, low, high, slope, result_at, packed_at)
 
-    _by_pieces(x.numel(), work)
+    by_pieces(x.numel(), x.numel(), work, unit=8)  # whole bytes of bits
 
 
 def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: float, result: Tensor) -> None:
@@ -177,21 +190,98 @@ def scale_by_bits(grad: Tensor, packed: Tensor, where_set: float, where_clear: f
     native = library()
     assert native is not None
 
-    def work(start: int, stop: int) -> None:
+    def work(start: int, stop: int, piece: int) -> None:
         arrays = (grad.data_ptr() + 4 * start, packed.data_ptr() + start // 8, stop - start)
         native.memfit_scale(*arrays, where_set, where_clear, result.data_ptr() + 4 * start)
 
-    _by_pieces(grad.numel(), work)
+    by_pieces(grad.numel(), grad.numel(), work, unit=8)
 
 
-def _by_pieces(elements: int, work: Callable[[int, int], None]) -> None:
-    """Do the work for all elements, by as many threads as it is worth; every piece but the last is of whole bytes of bits."""
-    count = max(1, min(threads(), elements // LEAST_PIECE))
-    cuts = [elements * n // count // 8 * 8 for n in range(count)] + [elements]
-    if count == 1:
-        work(0, elements)
+def above_zero(x: Tensor, packed: Tensor) -> None:
+    """`memfit.compaction.pack_above_zero` of contiguous float32 into `packed`."""
+    native = library()
+    assert native is not None
+
+    def work(start: int, stop: int, piece: int) -> None:
+        native.memfit_above_zero(x.data_ptr() + 4 * start, stop - start, packed.data_ptr() + start // 8)
+
+    by_pieces(x.numel(), x.numel(), work, unit=8)
+
+
+def count_set(packed: Tensor, rows: int, elements: int) -> Tensor:
+    """`memfit.compaction.count_set`."""
+    native = library()
+    assert native is not None
+    return torch.tensor([native.memfit_count(packed.data_ptr(), row * elements, elements) for row in range(rows)], dtype=torch.int64)
+
+
+def compact(x: Tensor, packed: Tensor, first: int, counts: list[int], values: Tensor) -> None:
+    """`memfit.compaction.compact` of contiguous float32, a row at a time."""
+    native = library()
+    assert native is not None
+
+    def work(row: int, at: int) -> None:
+        place = first + row * x.shape[1]
+        arrays = (x.data_ptr() + 4 * row * x.shape[1], packed.data_ptr(), place, x.shape[1], values.data_ptr() + 4 * at)
+        native.memfit_compact(*arrays, counts[row])
+
+    _by_rows(counts, work)
+
+
+def expand(values: Tensor, packed: Tensor, first: int, counts: list[int], x: Tensor) -> None:
+    """`memfit.compaction.expand` to contiguous float32, a row at a time."""
+    native = library()
+    assert native is not None
+
+    def work(row: int, at: int) -> None:
+        place = first + row * x.shape[1]
+        arrays = (values.data_ptr() + 4 * at, packed.data_ptr(), place, x.shape[1], x.data_ptr() + 4 * row * x.shape[1])
+        native.memfit_expand(*arrays, counts[row])
+
+    _by_rows(counts, work)
+
+
+def _by_rows(counts: list[int], work: Callable[[int, int], None]) -> None:
+    """Do the work of each row, whose elements begin after those of the rows before it."""
+    places = list(accumulate(counts, initial=0))[:-1]
+    if len(counts) == 1 or threads() == 1 or sum(counts) < 2 * LEAST_PIECE:
+        for row, at in enumerate(places):
+            work(row, at)
     else:
-        list(_pool().map(work, cuts[:-1], cuts[1:]))
+        list(_pool().map(work, range(len(counts)), places))
+
+
+def affine_gradients(grad: Tensor, x: Tensor | None, means_C: Tensor, scales_C: Tensor | None, sums_C: Tensor, dots_C: Tensor) -> None:
+    """Add Σ grad of each channel to `sums_C` and Σ grad · (x - mean) to `dots_C`, both float64; multiply `grad` by its channel's scale.
+
+    Args:
+        grad, x: contiguous float32, shape (B, C, ...). Without `x` there are no dots.
+        scales_C: None leaves `grad` as it is.
+    """
+    native, (samples, channels) = library(), grad.shape[:2]
+    assert native is not None
+    size = grad.numel() // max(1, samples * channels)
+    addresses = [None if each is None else each.data_ptr() for each in (grad, x, means_C, scales_C)]
+
+    def work(start: int, stop: int, piece: int) -> None:
+        native.memfit_affine_gradients(*addresses, samples, channels, size, start, stop, sums_C.data_ptr(), dots_C.data_ptr())
+
+    by_pieces(channels, grad.numel(), work)
+
+
+def by_pieces(count: int, elements: int, work: Callable[[int, int, int], None], unit: int = 1) -> None:
+    """Do the work for `count` things of so many elements in all, by as many threads as it is worth.
+
+    Args:
+        work: is given the first of a piece, the end of it, and its number.
+        unit: every piece but the last has a multiple of so many things.
+    """
+    pieces = max(1, min(threads(), elements // LEAST_PIECE))
+    cuts = [count * n // pieces // unit * unit for n in range(pieces)] + [count]
+    if pieces == 1:
+        work(0, count, 0)
+    else:
+        list(_pool().map(work, cuts[:-1], cuts[1:], range(pieces)))
 
 
 def threads() -> int:

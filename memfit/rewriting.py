@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from memfit.arguments import arguments
 from memfit.chains import HoldSources, chain_of
-from memfit.forms import form_from_settings
+from memfit.forms import Bitmap, form_from_settings
 from memfit.operators.again import MASK, REPEATED, Again
 from memfit.operators.attention import Attention, DroppedAttention
 from memfit.operators.conv import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, ConvArguments, convolution
@@ -159,7 +159,7 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
         elif node.name in masks and not may_hold_bits(module, node):
             raise ValueError(f"the plan holds bits for {node.name}, which needs more")
         elif node.name in by_result or (node.target in RECTIFIERS and node.name in masks):
-            _use_rectified(node, node.name in masks, over_gradient)
+            _use_rectified(node, node.name in masks, over_gradient, forms.pop(node.name, None))
             masks.discard(node.name)
         elif node.name in masks:
             masks.remove(node.name)
@@ -185,7 +185,12 @@ def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> t
     """What holds an activation for its holders, and the nodes whose outputs it takes."""
     value = nodes[form_plan.value]
     if form_plan.technique != RECOMPUTE:
-        return Hold(form_from_settings(form_plan.technique, form_plan.settings)), (value,)
+        form = form_from_settings(form_plan.technique, form_plan.settings)
+        if form_plan.value not in form_plan.holders:
+            return Hold(form), (value,)
+        if not isinstance(form, Bitmap) or value.target not in RELUS:
+            raise ValueError(f"the plan has {form_plan.value} share {form_plan.technique}, which does not tell where its gradient passes")
+        return Hold(form), (value.all_input_nodes[0],)  # made just before it, which may write over its input
     chain, tensors = chain_of(value, [nodes[name] for name in form_plan.settings["sources"]])
     return HoldSources(chain), tuple(tensors)
 
@@ -272,7 +277,7 @@ def _use_masked_dropout(module: GraphModule, node: Node) -> None:
     module.set_submodule(str(node.target), MaskedDropout(dropout.p))
 
 
-def _use_rectified(node: Node, bits: bool, over_gradient: bool) -> None:
+def _use_rectified(node: Node, bits: bool, over_gradient: bool, held: Node | None) -> None:
     values = arguments(node)
     x = values.get("self", values.get("input"))
     if node.target in RELUS:
@@ -281,8 +286,9 @@ def _use_rectified(node: Node, bits: bool, over_gradient: bool) -> None:
         rectifier = Rectifier(float(values.get("min_val", 0)), float(values.get("max_val", 6)))
     else:
         rectifier = Rectifier(0.0, slope=float(values["negative_slope"]))
-    _call(node, rectified, (x, rectifier), bits=bits, over_input=RECTIFIERS[node.target], over_gradient=over_gradient)
+    settings = {"bits": bits, "over_input": RECTIFIERS[node.target], "over_gradient": over_gradient}
+    _call(node, rectified, (x, rectifier), **settings, **({} if held is None else {"held": held}))
 
 
-def _call(node: Node, function: Callable[..., Tensor], args: tuple[Any, ...], **kwargs: bool) -> None:
+def _call(node: Node, function: Callable[..., Tensor], args: tuple[Any, ...], **kwargs: bool | Node) -> None:
     node.target, node.args, node.kwargs = function, args, dict(kwargs)

@@ -6,9 +6,10 @@ from statistics import fmean
 
 from torch.fx import Node
 
+from memfit.forms import Bitmap
 from memfit.operators.pooling import RANGE_WINDOWS
-from memfit.overwriting import RECTIFIERS
-from memfit.rewriting import MAX_POOLINGS, drops_out
+from memfit.overwriting import RECTIFIERS, RELUS
+from memfit.rewriting import MAX_POOLINGS, drops_out, holds_its_result
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
 from planner.menu import unbeaten
@@ -20,6 +21,7 @@ from planner.structure import Structure, bits_held
 from planner.techniques import candidate, mask_bytes, mask_seconds, settings_of
 from planner.travelling import Travelled
 
+BITMAP = Bitmap.technique
 DIGITS = 4  # of shares of batches
 
 
@@ -49,9 +51,13 @@ def activations_of(
             if served and value in energies.candidates and structure.storage_of[value] == at:
                 restoring = [nodes[structure.names[holders[n].operation]] for n in served]
                 options = _options(energies.candidates[value], value, restoring, graph, structure)
-                forms.append(
-                    Form(value, served, options, spectra[value].modes() if structure.shape_of[value] == spectra[value].shape else ())
-                )
+                modes = spectra[value].modes() if structure.shape_of[value] == spectra[value].shape else ()
+                rectifier = tuple(n for n, h in enumerate(holders) if structure.names[h.operation] == value)
+                if not (rectifier and nodes[value].target in RELUS and holds_its_result(graph.module, nodes[value])):
+                    forms.append(Form(value, served, options, modes))
+                    continue
+                forms.append(Form(value, served, tuple(option for option in options if option.technique != BITMAP), modes))
+                forms.append(Form(value, rectifier + served, tuple(option for option in options if option.technique == BITMAP)))
         for n, holder in enumerate(holders):
             node = nodes.get(structure.names[holder.operation])
             if (
@@ -127,6 +133,8 @@ def _options(measured: list[Measured], value: str, holders: list[Node], graph: T
         form = each.candidate.form
         cost = candidate(form, shape, itemsize)
         lost = {name: fmean(energies) for name, energies in each.lost_energy.items()}
+        if isinstance(form, Bitmap) and form.bits is None and not any(lost.values()):
+            lost = {}  # as every batch of the sample had room
         options.append(
             Option(
                 form.technique,

@@ -77,13 +77,15 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
     """Mean spectra of every value that may be held in a form."""
     spectra: dict[str, Spectra] = {}
     first_holder = {holders[0]: value for value, holders in holders_of_values(graph).items()}
+    nodes = {node.name: node for node in graph.operations}
     done, total = 0, max(1, len(first_holder) * len(batches))
 
     def observe(node: Node, args: tuple[Any, ...], result: Any) -> None:
         nonlocal done
         if node.name in first_holder and isinstance(args[0], Tensor) and args[0].dim() >= 2:
             x = args[0]
-            spectra.setdefault(first_holder[node.name], _nothing_known(node, x, args[1], result)).add(x)
+            value = first_holder[node.name]
+            spectra.setdefault(value, _nothing_known(node, x, args[1], result, bounds_of(nodes[value]))).add(x)
             done += 1
             tell(done / total)
 
@@ -94,14 +96,13 @@ def measure_spectra(graph: TrainingGraph, batches: list[Batch], loss: str, tell:
     return spectra
 
 
-def _nothing_known(holder: Node, x: Tensor, weight: Tensor, result: Tensor) -> Spectra:
-    """Empty spectra of the value that an operation reads."""
+def _nothing_known(holder: Node, x: Tensor, weight: Tensor, result: Tensor, bounds: tuple[float, ...]) -> Spectra:
+    """Empty spectra of the value that an operation reads, which is in these bounds."""
     feature = x.dim() - 1 if holder.target is linear.linear else 1
     work = result.numel() * weight.numel() / max(1, result.shape[feature] * x.numel())
     if holder.target is conv.convolution and isinstance(settings := holder.args[3], conv.ConvArguments):
         work = conv.products(x.shape, weight.shape, result.shape, settings) / max(1, x.numel())
-    value = holder.args[0]
-    return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds_of(value) if isinstance(value, Node) else (), work)
+    return Spectra.of_shape(tuple(x.shape), x.element_size(), feature, bounds, work)
 
 
 def measure_energies(

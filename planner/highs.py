@@ -40,6 +40,7 @@ class Relaxation:
         self._least = rows.least
         self._highs = _highs()
         self._highs.setOptionValue("presolve", "off")  # which takes longer than what it saves
+        self._highs.setOptionValue("simplex_scale_strategy", 0)  # the rows are scaled as they are, and it takes a third more steps
         zeros = np.zeros(len(self._columns))
         _pass(self._highs, rows, zeros, zeros, zeros, zeros.astype(np.bool_))
 

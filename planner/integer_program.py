@@ -20,12 +20,12 @@ LOSS_GAP = 9e-4  # of the objective, to which a plan's loss is proved to be the 
 SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
 PEAK_GAP = 1e-9  # of the plain step's peak, for the least peak
 TIME_LIMIT_SECONDS = 10.0
-ROUNDING_SECONDS = 1.0
+ROUNDING_SECONDS = 4.0  # at most: it ends much earlier but for machines with other work
 SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
 TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
-NEAR = 0.02  # of the budget: moments that close to it in the relaxation have rows in the program
-AT_ONCE = 24  # moments that get rows together
+NEAR = 0.02  # of the budget: of the relaxation's rows of moments, the program has those that close to it
+AT_ONCE = 8  # moments that get rows together
 REMEMBERED = 64  # answers, for others within narrower limits
 RETRIES = 30  # of a solution that overfills moments without rows, or is a few bytes over for all that
 
@@ -133,9 +133,17 @@ class IntegerProgram:
         enforced neighbourhood search, Berthold 2014). None where there are none.
         """
         options = np.flatnonzero(self.rows.integral & (np.arange(self.rows.columns) >= self.rows.at.options))
-        stand = {int(o): float(relaxed[o] > 0.5) for o in options if not WHOLE < relaxed[o] < 1 - WHOLE}
-        solved = self._solve(replace(self._deciding(stand | dict(decided)), seconds=ROUNDING_SECONDS), limits)
-        return solved and solved[0]
+        for _ in range(RETRIES):
+            stand = {int(o): float(relaxed[o] > 0.5) for o in options if not WHOLE < relaxed[o] < 1 - WHOLE}
+            known = len(self._moments)
+            solved = self._solve(replace(self._deciding(stand | dict(decided)), seconds=ROUNDING_SECONDS, near=True), limits)
+            if solved is not None or len(self._moments) == known:
+                return solved and solved[0]
+            again = self.relaxed(limits, decided)  # which now knows the moments that were overfilled
+            if again is None:
+                return None
+            relaxed = again.values
+        return None
 
     def least_loss(
         self, limits: Limits, decided: Mapping[int, float], seconds: float, start: Choices | None = None
@@ -225,8 +233,12 @@ class IntegerProgram:
             further = _highest(self.rows.beyond(solved.values, room), TOLERANCE, self._moments)
             if not further:
                 return solved
-            self._relaxation.add(self.rows.of_moments(further))
-            self._moments += further
+            self._add(further)
+
+    def _add(self, moments: list[int]) -> None:
+        """Rows of further moments to the relaxation."""
+        self._relaxation.add(self.rows.of_moments(moments))
+        self._moments += moments
 
     def _solve(self, problem: "_Problem", limits: Limits) -> tuple[Choices, float] | None:
         """Choices of the least costs within the limits, and the proven bound of costs."""
@@ -235,9 +247,10 @@ class IntegerProgram:
             return None
         deadline = perf_counter() + problem.seconds
         start = self._values(problem.start) if problem.start is not None else None
-        slack = -rows.beyond(relaxed.values, room)[rows.moments] * rows.unit
+        slack = -rows.beyond(relaxed.values, room) * rows.unit
         full = relaxed.values[rows.peak] * rows.unit if problem.any_peak else limits.budget_bytes
-        moments = rows.moments[slack < NEAR * full].tolist()
+        self._add(_highest(-slack, -NEAR * full, self._moments))
+        moments = [m for m in self._moments if slack[m] < NEAR * full]
         for _ in range(RETRIES):
             matrix = vstack([rows.rows.matrix, rows.of_moments(moments)], format="csr")
             least = np.append(rows.rows.least, np.full(len(moments), -np.inf))
@@ -251,7 +264,12 @@ class IntegerProgram:
             if over.max() <= 0:
                 return choices, max(0.0, solved.bound)
             room[moments] -= np.maximum(over[moments], 0.0) * rows.unit  # a few bytes, by HiGHS's tolerance
-            moments += _highest(over, 0.0, moments)
+            further = _highest(over, 0.0, moments)
+            new = [m for m in further if m not in self._moments]
+            self._add(new)
+            if new and problem.near:
+                return None
+            moments += further
         return None
 
     def _values(self, choices: Choices) -> Values:
@@ -291,6 +309,10 @@ class IntegerProgram:
                 for f in range(len(activation.forms))
                 if (o := chosen.get((a, f))) is not None and any(uses[h] for h in activation.forms[f].holders)
             }
+            for f in sorted(held, key=lambda f: -activation.forms[f].options[held[f]].held_bytes):  # what others serve too
+                others = {h for other in held if other != f for h in activation.forms[other].holders}
+                if all(h in others for h in activation.forms[f].holders if uses[h]):
+                    del held[f]
             served = {h for f in held for h in activation.forms[f].holders}
             if a in whole or any(use and h not in served for h, use in enumerate(uses)):
                 whole.add(a)  # and then the forms would only add to it
@@ -343,6 +365,7 @@ class _Problem:
 
     Attributes:
         any_peak: the peak is free, whatever the budget.
+        near: it is one close to a relaxation, of no use where that did not know of a moment that is overfilled.
         start: choices to be bettered.
     """
 
@@ -352,6 +375,7 @@ class _Problem:
     upper: Values
     seconds: float = TIME_LIMIT_SECONDS
     any_peak: bool = False
+    near: bool = False
     start: Choices | None = None
 
 

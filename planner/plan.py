@@ -13,7 +13,8 @@ RECOMPUTE = "recompute"  # as in `memfit.recipe`, which needs torch
 # Ways to run the whole step, which requests may allow or forbid like techniques.
 MICRO_BATCH, EARLY_UPDATE, SLICES = "micro_batch", "early_update", "slices"
 
-FORMS = ("svd", "hosvd", "basis", "subspace", "coded", "int8", "int4", "bfloat16", "patch_mean")  # as `memfit.forms`, which needs torch
+# As `memfit.forms`, which needs torch.
+FORMS = ("svd", "hosvd", "basis", "subspace", "coded", "int8", "int4", "bfloat16", "patch_mean", "bitmap")
 TECHNIQUES = (KEEP, MASK, INDEX, RECOMPUTE, *FORMS, MICRO_BATCH, EARLY_UPDATE, SLICES)  # that requests may name
 
 

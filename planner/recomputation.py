@@ -140,14 +140,15 @@ def with_recomputations(
 def _bytes(chain: list[Node], structure: Structure, operations: tuple[Operation, ...], parameters: dict[str, int]) -> int:
     """Most bytes live at once while some samples of a chain's value are worked out, the value among them."""
     itemsize = 4 if structure.storages[structure.storage_of[chain[-1].name]].dtype == "float32" else 8
-    shapes = {node: structure.shape_of[node.name] for node in chain}
+    shapes = {node: structure.shape_of[node.name] for node in chain if node.name in structure.shape_of}  # a split's result is several views
     value = shapes[chain[-1]]
     share = samples_at_once(value, itemsize) / value[0]
     last_use = {source: node for node in chain for source in node.all_input_nodes if source in shapes}
     live: dict[Node, float] = {}
     most = 0.0
     for node in chain:
-        live[node] = itemsize * prod(shapes[node]) * share
+        if node in shapes:
+            live[node] = itemsize * prod(shapes[node]) * share
         operation = operations[structure.names.index(node.name)]
         laid_out = min(max(0, operation.forward_bytes), sum(parameters[name] for name in operation.parameters))  # weights, anew
         most = max(most, sum(live.values()) + laid_out + share * max(0, operation.forward_bytes - laid_out))

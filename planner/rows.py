@@ -18,8 +18,6 @@ from planner.timeline import Timeline, exact_choices
 
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
 
-NEIGHBOURS = 8  # moments on either side that a moment is compared with, to leave out those always below another
-
 Row = tuple[dict[int, float], float]
 
 
@@ -188,19 +186,6 @@ class ProgramRows:
     def forward_seconds(self) -> float:
         """What a step takes whatever is chosen."""
         return sum(operation.forward_seconds for operation in self.step.operations)
-
-    @cached_property
-    def moments(self) -> NDArray[np.int64]:
-        """Moments that no other near them exceeds under every choice: the others need no row."""
-        always, changes = self.timeline.changes()
-        upper, kept = self.upper[: self.losses], np.ones(len(always), dtype=np.bool_)
-        over, rises = np.zeros(len(always)), csr_array(changes.shape)  # from each moment to that at the distance
-        for distance in range(1, min(NEIGHBOURS, len(always) - 1) + 1):
-            over, rises = over[:-1] + always[distance:], rises[:-1] + changes[distance:]
-            least, most = over + rises.minimum(0) @ upper, over + rises.maximum(0) @ upper
-            kept[:-distance] &= least < 0
-            kept[distance:] &= (most > 0) | (least >= 0)  # of two that are always the same the later stays
-        return np.flatnonzero(kept)
 
 
 def _sparse(rows: list[Row], columns: int) -> csr_array:

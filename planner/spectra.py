@@ -21,6 +21,7 @@ class Spectra:
     Attributes:
         of: for each run of modes (first, last + 1), shares of the energy, largest first; None where it was not measured.
         coding: what transform coding needs to know of it.
+        above_zero: of values that are never below, for each batch the share above zero in each sample.
         factors: full factors of the modes after the samples, from the first batch, and `core`: the energies of the core in them.
     """
 
@@ -31,6 +32,7 @@ class Spectra:
     batches: int = 0
     factors: dict[int, Tensor] = field(default_factory=dict)
     core: Tensor | None = None
+    above_zero: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...], itemsize: int, feature: int, bounds: tuple[float, ...], work: float) -> "Spectra":
@@ -42,6 +44,8 @@ class Spectra:
         x = x.detach().contiguous()
         self.batches += 1
         self.coding.add(x)
+        if self.coding.bounds[:1] == (0.0,):
+            self.above_zero.append(x.flatten(1).gt(0).double().mean(1))
         for run, mean in self.of.items():
             energies, factor = decompose_mode(x, *run)
             total = energies.double().sum()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from memfit.arguments import arguments
 from memfit.losses import loss_of
 from memfit.overwriting import HARDTANHS, RELUS
-from memfit.rewriting import holds_its_result
+from memfit.rewriting import MAX_POOLINGS, holds_its_result
 from planner.capture import NamedRun, TrainingGraph, source_of, target_name
 from planner.profile import Overwritten
 from planner.record import forward_range
@@ -21,7 +21,7 @@ from planner.sample import Batch
 LOSS = "loss"
 aten = torch.ops.aten
 SELECTING = {
-    aten.max_pool2d.default,
+    *MAX_POOLINGS,
     aten.flatten.using_ints,
     aten.view.default,
     aten.reshape.default,
@@ -217,10 +217,18 @@ def overwritten(graph: TrainingGraph, structure: Structure, activations: dict[st
 
 
 def bounds_of(node: Node) -> tuple[float, ...]:
-    """What an operation's results are never below, and what never above: () where nothing is known."""
+    """What an operation's results are never below, and what never above: () where nothing is known.
+
+    Args:
+        node: of a module before any rewriting.
+    """
     if node.target in RELUS:
         return (0.0,)
     if node.target in HARDTANHS:
         values = arguments(node)
         return float(values.get("min_val", 0)), float(values.get("max_val", 6))
-    return bounds_of(node.args[0]) if node.target in SELECTING and isinstance(node.args[0], Node) else ()
+    source = bounds_of(node.args[0]) if node.args and isinstance(node.args[0], Node) else ()
+    module = node.graph.owning_module
+    if node.op == "call_module" and module is not None and isinstance(module.get_submodule(str(node.target)), nn.Dropout):
+        return (0.0,) if source[:1] == (0.0,) else ()  # it enlarges what it leaves
+    return source if node.target in SELECTING else ()

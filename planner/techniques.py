@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from memfit.bits import PIECE, packed_bytes, rectify, scale_by_bits
-from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
+from memfit.forms import Basis, Bfloat16, Bitmap, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.forms.quantised import GROUP
 from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
+from planner.above_zero import room_above_zero
 from planner.coding import FREE_PRODUCTS
 from planner.profile import Setting
 from planner.spectra import Spectra
 
 CODED_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 12, 1 / 16, 1 / 24, 1 / 40, 1 / 80)  # of the bytes of the whole
+BITMAP_BITS = (None, 8, 4)  # of the elements above zero
 HOSVD_THRESHOLDS, SVD_THRESHOLDS = (0.8, 0.95), (0.9,)
 HOSVD_SHARES, BASIS_SHARES, SUBSPACE_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100), (1 / 20, 1 / 100)
 GIVEN = 0.4  # of the least energy that fixed directions lose, for fewer products, where the holder has next to none of its own
@@ -64,6 +66,8 @@ def candidates(spectra: Spectra) -> list[Candidate]:
     forms += [Int8(), Int4()] if prod(shape[1:]) >= GROUP // 4 else []
     if itemsize > 2:
         forms.append(Bfloat16())
+    if spectra.above_zero:
+        forms += [Bitmap(*room_above_zero(spectra.above_zero), bits) for bits in BITMAP_BITS]
     if spectra.coding.feature == 1 and len(shape) > 2:
         forms.append(PatchMean((2,) * (len(shape) - 2)))
     by_bytes = {(each.bytes, each.form.technique): each for each in (candidate(form, shape, itemsize) for form in forms)}
@@ -112,9 +116,9 @@ def mask_bytes(elements: int) -> tuple[int, int]:
 
 
 @cache
-def _mask_seconds_per_piece() -> float:
-    """Time that bits take beyond a native rectifier, forward and backward, measured on one piece."""
-    x = torch.randn(PIECE)
+def _mask_seconds_per_element() -> float:
+    """Time that bits take beyond a native rectifier, forward and backward, for each element."""
+    x = torch.randn(1 << 20)
 
     def seconds(work: Callable[[], object]) -> float:
         work()
@@ -129,9 +133,9 @@ def _mask_seconds_per_piece() -> float:
 
     with torch.no_grad():
         by_bits = seconds(lambda: scale_by_bits(*rectify(x, 0.0, 6.0, 0.0, False), 1.0, 0.0))
-        return max(0.0, by_bits - seconds(by_torch))
+        return max(0.0, by_bits - seconds(by_torch)) / x.numel()
 
 
 def mask_seconds(elements: int) -> float:
     """Seconds a step that holding bits takes beyond holding the whole tensor."""
-    return _mask_seconds_per_piece() * elements / PIECE
+    return _mask_seconds_per_element() * elements

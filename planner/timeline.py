@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
 from planner.plan import KEEP, SLICES, Footprint, Schedule
 from planner.profile import Moment, Profile, Step
@@ -127,17 +127,6 @@ class Timeline:
         matrix = csr_array((size[runs].astype(np.float64), column[runs], ends), shape=(len(moments), self.columns.count))
         matrix.sum_duplicates()
         return matrix
-
-    def changes(self) -> tuple[Bytes, csr_array]:
-        """What changes from the moment before to each moment, the first's from nothing: of bytes that no choice changes, and of those
-        that each variable adds, (moments, variables).
-        """
-        _, first, after, column, size = self._arrays
-        moment, column, size = np.append(first, after), np.append(column, column), np.append(size, -size)
-        chosen = (column != ALWAYS) & (moment < len(self.moments))
-        shape = (len(self.moments), self.columns.count)
-        matrix = csr_array(coo_array((size[chosen].astype(np.float64), (moment[chosen], column[chosen])), shape=shape))
-        return np.diff(self.always, prepend=0), matrix
 
     def variables(self, choices: Choices) -> Bytes:
         """The variables' values for a plan's choices."""

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Path, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import CompoundSelect, delete, func, literal, select, union_all
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models import HoldingRecord, JobRecord, JobState, ModelRecord, PlanRecord, ProfileRecord, SampleRecord, UploadRecord
 from service.context import Context, ContextDep
@@ -15,6 +15,13 @@ from service.rates import TooMany
 
 Thing = Literal["model", "sample", "profile", "plan", "job", "upload", "device"]
 READS = {"GET", "HEAD", "OPTIONS"}
+STORED: tuple[tuple[Thing, InstrumentedAttribute[str], InstrumentedAttribute[int]], ...] = (
+    ("model", ModelRecord.digest, ModelRecord.bytes),
+    ("sample", SampleRecord.digest, SampleRecord.bytes),
+    ("upload", UploadRecord.id, UploadRecord.bytes),
+    ("profile", ProfileRecord.id, ProfileRecord.content_bytes),
+    ("plan", PlanRecord.id, PlanRecord.checkpoint_bytes),
+)
 IdPath = Annotated[str, Path(description="As the answer that made it says.", examples=["e16d35ca-2689-42ee-8a20-21f778a2f283"])]
 
 
@@ -90,7 +97,7 @@ def check_bytes(session: Session, caller: Caller, more: int) -> None:
     """
     most = caller.key.stored_bytes if caller.key is not None else None
     if most is not None and stored_bytes(session, caller) + more > most:
-        raise TooMany("stored_bytes", most, "Delete plans, profiles, models or samples that you no longer need.", 3600)
+        raise TooMany("stored_bytes", most, "GET /v1/usage names the largest things; delete what you no longer need.", 3600)
 
 
 def check_file(session: Session, caller: Caller, kind: Thing, digest: str, more: int) -> None:
@@ -111,15 +118,21 @@ def active_jobs(session: Session, caller: Caller) -> int:
 
 def stored_bytes(session: Session, caller: Caller) -> int:
     """Bytes of what the caller holds: models and samples as they were sent, uploads not taken in yet, profiles and checkpoints."""
-    total = 0
-    for id, bytes, kind in (
-        (ModelRecord.digest, ModelRecord.bytes, "model"),
-        (SampleRecord.digest, SampleRecord.bytes, "sample"),
-        (UploadRecord.id, UploadRecord.bytes, "upload"),
-        (ProfileRecord.id, ProfileRecord.content_bytes, "profile"),
-        (PlanRecord.id, PlanRecord.checkpoint_bytes, "plan"),
-    ):
+    stored = _stored(caller).subquery()
+    return session.scalar(select(func.coalesce(func.sum(stored.c.bytes), 0))) or 0
+
+
+def largest_stored(session: Session, caller: Caller, most: int) -> list[tuple[Thing, str, int]]:
+    """Kind, id and bytes of the largest of these things."""
+    stored = _stored(caller).subquery()
+    found = session.execute(select(stored).order_by(stored.c.bytes.desc(), stored.c.kind, stored.c.id).limit(most))
+    return [(kind, id, bytes) for kind, id, bytes in found]
+
+
+def _stored(caller: Caller) -> CompoundSelect[tuple[Thing, str, int]]:
+    parts = []
+    for kind, id, bytes in STORED:
+        part = select(literal(kind).label("kind"), id.label("id"), bytes.label("bytes")).where(bytes > 0)
         held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == kind)
-        query = select(func.coalesce(func.sum(bytes), 0))
-        total += session.scalar(query.where(id.in_(held)) if caller.key is not None else query) or 0
-    return total
+        parts.append(part.where(id.in_(held)) if caller.key is not None else part)
+    return union_all(*parts)

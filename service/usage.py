@@ -3,9 +3,21 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.access import CallerDep, active_jobs, stored_bytes
+from service.access import CallerDep, Thing, active_jobs, largest_stored, stored_bytes
 from service.context import ContextDep
 from service.problem_answers import RESPONSES
+
+MOST = 100
+
+
+class StoredThing(BaseModel):
+    """Something whose bytes count: a model or a sample as it was sent, an upload, a profile, or a plan with its checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Thing
+    id: str
+    bytes: int
 
 
 class UsageAnswer(BaseModel):
@@ -18,6 +30,7 @@ class UsageAnswer(BaseModel):
     active_jobs_limit: int | None
     stored_bytes: int = Field(description="Models, samples and unfinished uploads, as they were sent; profiles and checkpoints.")
     stored_bytes_limit: int | None
+    largest: tuple[StoredThing, ...] = Field(description=f"The largest {MOST} things of these bytes. DELETE lets go of them.")
     requests_per_minute_limit: int | None
 
 
@@ -35,5 +48,6 @@ def get_usage(caller: CallerDep, context: ContextDep) -> UsageAnswer:
             active_jobs_limit=key.active_jobs if key is not None else None,
             stored_bytes=stored_bytes(session, caller),
             stored_bytes_limit=key.stored_bytes if key is not None else None,
+            largest=tuple(StoredThing(kind=kind, id=id, bytes=bytes) for kind, id, bytes in largest_stored(session, caller, MOST)),
             requests_per_minute_limit=key.requests_per_minute if key is not None else None,
         )

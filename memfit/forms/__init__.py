@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from memfit.forms.basis import Basis
+from memfit.forms.bitmap import Bitmap
 from memfit.forms.coded import Coded
 from memfit.forms.form import Form, Held
 from memfit.forms.hosvd import Hosvd
@@ -16,6 +17,7 @@ __all__ = [
     "FORMS",
     "Basis",
     "Bfloat16",
+    "Bitmap",
     "Coded",
     "Form",
     "Held",
@@ -31,7 +33,9 @@ __all__ = [
 
 # Forms that hold modes in directions, no more than their sizes, and can leave one of them so.
 Projection = Svd | Hosvd | Basis
-FORMS: Mapping[str, type[Form]] = {form.technique: form for form in (Svd, Hosvd, Basis, Subspace, Coded, Int8, Int4, Bfloat16, PatchMean)}
+FORMS: Mapping[str, type[Form]] = {
+    form.technique: form for form in (Svd, Hosvd, Basis, Subspace, Coded, Int8, Int4, Bfloat16, PatchMean, Bitmap)
+}
 
 
 def form_from_settings(technique: str, settings: Mapping[str, object]) -> Form:

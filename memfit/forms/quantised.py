@@ -32,33 +32,18 @@ class Quantised:
 
     def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         count = prod(x.shape[1:])
-        groups = -(-count // GROUP)
-        work = torch.float64 if x.dtype == torch.float64 else torch.float32
-        least_BG, step_BG = (torch.empty(x.shape[0], groups, dtype=work, device=x.device) for _ in range(2))
+        work = work_type(x.dtype)
+        least_BG, step_BG = (torch.empty(x.shape[0], groups_of(count), dtype=work, device=x.device) for _ in range(2))
         codes = torch.empty(x.shape[0], packed_row_bytes(count, self.bits), dtype=torch.uint8, device=x.device)
-        levels = 2**self.bits - 1
         for start, stop in _ranges(x):
             rows = x[start:stop].reshape(stop - start, count).to(work)
-            if count % GROUP:  # the last group is filled with its own first element
-                rows = torch.cat([rows, rows[:, count - count % GROUP][:, None].expand(-1, -count % GROUP)], 1)
-            values = rows.view(stop - start, groups, GROUP)
-            least, most = values.amin(2), values.amax(2)
-            # A step is rounded up, or the largest element would be out of reach.
-            step = (most / levels - least / levels).mul_(1 + 2 * torch.finfo(work).eps).clamp_min_(torch.finfo(work).tiny)
-            least_BG[start:stop], step_BG[start:stop] = least, step
-            scaled = (values - least[:, :, None]).div_(step[:, :, None])
-            scaled.add_(torch.rand_like(scaled) if self.dither else 0.5).nan_to_num_(0.0).clamp_(0, levels + 0.5)
-            pack_rows(scaled.to(torch.uint8).flatten(1)[:, :count], self.bits, codes[start:stop])
+            quantise(rows, self.bits, self.dither, codes[start:stop], least_BG[start:stop], step_BG[start:stop])
         return codes, least_BG, step_BG, x.new_empty(0)  # which tells the type to restore
 
     def restore(self, held: Held, shape: torch.Size, start: int, stop: int) -> Tensor:
         codes, least_BG, step_BG, like = held
-        count = prod(shape[1:])
-        values = torch.zeros(stop - start, least_BG.shape[1] * GROUP, dtype=least_BG.dtype, device=codes.device)
-        values[:, :count] = unpack_rows(codes[start:stop], self.bits, count)
-        groups = values.view(stop - start, -1, GROUP)
-        groups.mul_(step_BG[start:stop, :, None]).add_(least_BG[start:stop, :, None])
-        return values[:, :count].to(like.dtype).reshape(stop - start, *shape[1:])
+        rows = dequantised(codes[start:stop], self.bits, prod(shape[1:]), least_BG[start:stop], step_BG[start:stop])
+        return rows.to(like.dtype).reshape(stop - start, *shape[1:])
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         count = prod(shape[1:])
@@ -109,6 +94,46 @@ class Bfloat16:
 
     def restore_bytes(self, shape: tuple[int, ...], itemsize: int, samples: int) -> int:
         return itemsize * samples * prod(shape[1:])
+
+
+def work_type(dtype: torch.dtype) -> torch.dtype:
+    """In which values are worked on, and which least values and steps have."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def groups_of(count: int) -> int:
+    """Groups of so many elements."""
+    return -(-count // GROUP)
+
+
+def quantise(rows: Tensor, bits: int, dither: bool, codes: Tensor, least: Tensor, step: Tensor) -> None:
+    """Code rows of elements, each group of a row between its least and its largest.
+
+    Args:
+        rows: of a `work_type`. Shape (rows, count).
+        codes, least, step: where the codes go, (rows, packed_row_bytes(count, bits)), and what a code of 0 and a step of codes mean,
+            (rows, groups_of(count)).
+    """
+    count, levels = rows.shape[1], 2**bits - 1
+    if count % GROUP:  # the last group is filled with its own first element
+        rows = torch.cat([rows, rows[:, count - count % GROUP][:, None].expand(-1, -count % GROUP)], 1)
+    values = rows.view(rows.shape[0], -1, GROUP)
+    torch.amin(values, 2, out=least)
+    most = values.amax(2)
+    # A step is rounded up, or the largest element would be out of reach.
+    finest = torch.finfo(rows.dtype)
+    step.copy_((most / levels - least / levels).mul_(1 + 2 * finest.eps).clamp_min_(finest.tiny))
+    scaled = (values - least[:, :, None]).div_(step[:, :, None])
+    scaled.add_(torch.rand_like(scaled) if dither else 0.5).nan_to_num_(0.0).clamp_(0, levels + 0.5)
+    pack_rows(scaled.to(torch.uint8).flatten(1)[:, :count], bits, codes)
+
+
+def dequantised(codes: Tensor, bits: int, count: int, least: Tensor, step: Tensor) -> Tensor:
+    """The rows that `quantise` coded, nearly. Shape (rows, count)."""
+    values = torch.zeros(codes.shape[0], least.shape[1] * GROUP, dtype=least.dtype, device=codes.device)
+    values[:, :count] = unpack_rows(codes, bits, count)
+    values.view(codes.shape[0], -1, GROUP).mul_(step[:, :, None]).add_(least[:, :, None])
+    return values[:, :count]
 
 
 def _ranges(x: Tensor) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memfit import native
+from memfit.depthwise import Depthwise, depthwise
 from memfit.forms import Held
 from memfit.operators import directions
 from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
@@ -67,6 +69,9 @@ class _Convolution(torch.autograd.Function):
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.save_for_backward(weight if input_grad else None, *kept)
         make_room(2 * _result_bytes(x, weight, arguments))  # once more, if the kernel lays it out its own way
+        in_c = _in_c(arguments, x.shape, weight.shape, x, weight, *(() if bias is None else (bias,)))
+        if in_c is not None:
+            return in_c.convolve(x, weight, bias)
         return no_view(torch.convolution(x, weight, bias, *arguments.as_torch_has_them))
 
     @staticmethod
@@ -75,7 +80,7 @@ class _Convolution(torch.autograd.Function):
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
         make_room(2 * grad.element_size() * prod(ctx.shape) + grad.nbytes)
-        if weight_grad and ctx.form is None:
+        if weight_grad and ctx.form is None and not _by_itself(grad, kept[0], ctx.weight_shape, ctx.arguments):
             if weight is None:
                 weight = grad.new_empty(1).expand(ctx.weight_shape)  # its values are not read
             grad_x, grad_weight, grad_bias = _backward(grad, kept[0], weight, ctx.arguments, (input_grad, True, bias_grad))
@@ -85,7 +90,10 @@ class _Convolution(torch.autograd.Function):
         if bias_grad:
             grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
         if weight_grad:
-            grad_weight = _weight_gradient(ctx, grad, tuple(kept))
+            if ctx.form is None:
+                grad_weight = weight_gradient(grad, kept[0], ctx.weight_shape, ctx.arguments)
+            else:
+                grad_weight = _weight_gradient(ctx, grad, tuple(kept))
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
 
 
@@ -139,14 +147,27 @@ def products(shape: tuple[int, ...], weight_shape: tuple[int, ...], result_shape
     return prod(shape if arguments.transposed else result_shape) * prod(weight_shape) // weight_shape[0]
 
 
+def _by_itself(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments: ConvArguments) -> bool:
+    """Whether the gradients of weight and input are fast one by one; else torch works them out together."""
+    if _in_c(arguments, x.shape, weight_shape, grad, x) is not None:
+        return True
+    return _is_pointwise(weight_shape, arguments) and grad.device.type == "cpu" and grad.is_contiguous() and x.is_contiguous()
+
+
 def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments: ConvArguments) -> Tensor:
     """Gradient of the weight from the output's gradient and the input."""
+    in_c = _in_c(arguments, x.shape, weight_shape, grad, x)
+    if in_c is not None:
+        return in_c.weight_gradient(grad, x)
     if _is_pointwise(weight_shape, arguments) and grad.is_contiguous() and x.is_contiguous():
-        total = grad.new_zeros(weight_shape[:2])
         left, right = (x, grad) if arguments.transposed else (grad, x)
+        turned = weight_shape[0] < weight_shape[1]  # products whose result has more rows than columns are faster
+        if turned:
+            left, right = right, left
+        total = grad.new_zeros(left.shape[1], right.shape[1])
         for sample, values in zip(left.flatten(2), right.flatten(2), strict=True):
             total.addmm_(sample, values.mT)
-        return total.view(weight_shape)
+        return (total.mT.contiguous() if turned else total).view(weight_shape)
     shape_alone = grad.new_empty(1).expand(weight_shape)  # its values are not read
     result = _backward(grad, x, shape_alone, arguments, (False, True, False))[1]
     assert result is not None
@@ -157,6 +178,9 @@ def _input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
     """The convolution of `grad` that is transposed if the operation's is not, and is not if it is. (`convolution_backward` would ask
     for the input and copy even an empty stand-in.)
     """
+    in_c = _in_c(ctx.arguments, ctx.shape, weight.shape, grad, weight)
+    if in_c is not None:
+        return in_c.input_gradient(grad, weight)
     stride, padding, dilation, transposed, _, groups = ctx.arguments.as_torch_has_them
     if _is_pointwise(weight.shape, ctx.arguments) and grad.is_contiguous():
         weight_OC = weight.flatten(1).mT if transposed else weight.flatten(1)
@@ -169,6 +193,13 @@ def _input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
         return result.contiguous()
     unread = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
     return torch.convolution(grad, weight, None, stride, padding, dilation, True, unread, groups)
+
+
+def _in_c(arguments: ConvArguments, shape: torch.Size, weight_shape: torch.Size, *tensors: Tensor) -> Depthwise | None:
+    """The C way of a depthwise convolution, where it is there and made for such tensors."""
+    if arguments.groups == 1 or arguments.transposed or not all(map(native.takes, tensors)):
+        return None
+    return depthwise(shape, weight_shape, arguments.stride, arguments.padding, arguments.dilation, arguments.groups)
 
 
 def _is_pointwise(weight_shape: torch.Size, arguments: ConvArguments) -> bool:

@@ -4,11 +4,13 @@ Only the gradient of `weight` needs the input; with `weight` frozen nothing is h
 else stay exact.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memfit import native
 from memfit.forms import Held
 from memfit.operators.held import HeldTensor, Restorable, restored_ranges, unpacked
 from memfit.process_memory import make_room
@@ -45,19 +47,31 @@ class _FrozenBatchNorm(torch.autograd.Function):
         weight, mean, variance, *kept = ctx.saved_tensors
         make_room(2 * grad.nbytes)
         input_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
+        over_gradient = input_grad and ctx.over_gradient
+        inverse_C = (variance + ctx.eps).rsqrt()
+        scale_C = inverse_C if weight is None else inverse_C * weight
         grad_x = grad_weight = grad_bias = None
-        if weight_grad:
-            whole = [(slice(None), kept[0])] if ctx.form is None else None
-            for samples, x in whole or restored_ranges(ctx.form, tuple(kept), ctx.shape, ctx.itemsize):
-                part = weight_gradient(grad[samples], x, mean, variance, ctx.eps)
-                grad_weight = part if grad_weight is None else grad_weight.add_(part)
-        if bias_grad:
-            grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
+        ranges: Iterable[tuple[slice, Tensor | None]] = [(slice(None), kept[0] if weight_grad and ctx.form is None else None)]
+        if weight_grad and ctx.form is not None:
+            ranges = restored_ranges(ctx.form, tuple(kept), ctx.shape, ctx.itemsize)
+        in_c = (weight_grad or bias_grad) and all(map(native.takes, (grad, mean, *(kept if ctx.form is None else ()))))
+        if in_c:
+            sums_C, dots_C = grad.new_zeros(2, len(mean), dtype=torch.float64)
+            for samples, x in ranges:
+                x = None if x is None else x.contiguous()
+                native.affine_gradients(grad[samples], x, mean, scale_C if over_gradient else None, sums_C, dots_C)
+            grad_bias = sums_C.to(grad.dtype) if bias_grad else None
+            grad_weight = dots_C.to(grad.dtype).mul_(inverse_C) if weight_grad else None
+        else:
+            for samples, x in ranges:
+                if x is not None:
+                    part = weight_gradient(grad[samples], x, mean, variance, ctx.eps)
+                    grad_weight = part if grad_weight is None else grad_weight.add_(part)
+            if bias_grad:
+                grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
         if input_grad:
-            scale = (variance + ctx.eps).rsqrt()
-            scale = scale if weight is None else scale * weight
-            scale = scale.view(-1, *[1] * (grad.dim() - 2))
-            grad_x = grad.mul_(scale) if ctx.over_gradient else grad * scale
+            scale = scale_C.view(-1, *[1] * (grad.dim() - 2))
+            grad_x = grad if in_c and over_gradient else grad.mul_(scale) if over_gradient else grad * scale
         return (grad_x, grad_weight, grad_bias, *(None for _ in ctx.needs_input_grad[3:]))
 
 

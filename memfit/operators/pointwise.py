@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from memfit.bits import bend, pack, rectify, scale_by_bits
+from memfit.operators.held import HeldTensor
 from memfit.process_memory import make_room
 
 aten = torch.ops.aten
@@ -18,15 +19,26 @@ class _Rectified(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float, slope: float, bits: bool, over_input: bool, over_gradient: bool) -> Tensor:
-        ctx.settings = low, high, slope, bits, over_gradient
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        low: float,
+        high: float,
+        slope: float,
+        bits: bool,
+        over_input: bool,
+        over_gradient: bool,
+        packed: Tensor | None,
+    ) -> Tensor:
+        ctx.settings = low, high, slope, bits or packed is not None, over_gradient
         make_room(x.nbytes)
         if over_input:
             ctx.mark_dirty(x)
-        if bits and ctx.needs_input_grad[0]:
+        if bits and packed is None and ctx.needs_input_grad[0]:
             result, held = rectify(x, low, high, slope, over_input)
         else:
-            result = held = bend(x, low, high, slope, over_input)
+            result = bend(x, low, high, slope, over_input)
+            held = result if packed is None else packed
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(held)
         return result
@@ -46,7 +58,7 @@ class _Rectified(torch.autograd.Function):
                 aten.threshold_backward.grad_input(grad, held, low, grad_input=grad_x)
             else:
                 aten.hardtanh_backward.grad_input(grad, held, low, high, grad_input=grad_x)
-        return grad_x, None, None, None, None, None, None
+        return grad_x, *(None for _ in ctx.needs_input_grad[1:])
 
 
 class Rectifier(NamedTuple):
@@ -57,15 +69,24 @@ class Rectifier(NamedTuple):
     slope: float = 0.0
 
 
-def rectified(x: Tensor, rectifier: Rectifier, bits: bool = False, over_input: bool = False, over_gradient: bool = False) -> Tensor:
+def rectified(
+    x: Tensor,
+    rectifier: Rectifier,
+    bits: bool = False,
+    over_input: bool = False,
+    over_gradient: bool = False,
+    held: HeldTensor | None = None,
+) -> Tensor:
     """Apply a rectifier.
 
     Args:
         bits: it holds one bit an element, and else its result.
         over_input: its result is written over `x`.
         over_gradient: in backward, the gradient of `x` is written over that of the result, which nobody else may have.
+        held: a bitmap of max(x, 0), from `Hold`: its bits are what a relu holds.
     """
-    return _Rectified.apply(x, *rectifier, bits, over_input, over_gradient)  # type: ignore[no-any-return,no-untyped-call]
+    packed = None if held is None else held.tensors[0]
+    return _Rectified.apply(x, *rectifier, bits, over_input, over_gradient, packed)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _MaskedDropout(torch.autograd.Function):

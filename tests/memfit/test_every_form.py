@@ -31,7 +31,7 @@ def tensor_of(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @cache
 def menu(shape: tuple[int, ...], feature: int) -> tuple[Form, ...]:
-    spectra = Spectra.of_shape(shape, 4, feature, (), 100.0)
+    spectra = Spectra.of_shape(shape, 4, feature, (0.0,) if len(shape) == 4 else (), 100.0)
     spectra.add(tensor_of(shape, 0))
     forms = [candidate.form for candidate in candidates(spectra)]
     return (*forms, *(replace(form, deviations=None) for form in forms if isinstance(form, Coded)))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfit.forms import Basis, Bfloat16, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
+from memfit.forms import Basis, Bfloat16, Bitmap, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.operators import held
 from memfit.operators.conv import ConvArguments, convolution
 from memfit.operators.held import HeldTensor, Hold
@@ -78,13 +78,15 @@ def bases(draw: st.DrawFn, shape: tuple[int, ...]) -> Basis:
 def forms(draw: st.DrawFn, shape: tuple[int, ...]) -> Form | None:
     """A form for a tensor of this shape, with ranks up to beyond what it allows; None keeps it whole."""
     threshold = draw(st.sampled_from([0.3, 0.9, 1.0]))
-    kind = draw(st.sampled_from(["whole", "svd", "hosvd", "coded", "basis", "quantised", "patch_mean"]))
+    kind = draw(st.sampled_from(["whole", "svd", "hosvd", "coded", "basis", "quantised", "patch_mean", "bitmap"]))
     if kind == "whole":
         return None
     if kind == "hosvd":
         return Hosvd(tuple(draw(st.integers(1, size + 1)) for size in shape), threshold)
     if kind == "coded":
         return draw(coded(shape))
+    if kind == "bitmap":
+        return Bitmap(draw(st.floats(0, 1)), draw(st.floats(0, 1)), draw(st.sampled_from([None, 8, 4])))
     if kind == "basis":
         return draw(bases(shape))
     if kind == "quantised" or (kind == "patch_mean" and len(shape) < 3):

@@ -84,6 +84,30 @@ class Gated(nn.Module):
         return result
 
 
+class Rectified(nn.Module):
+    """A relu that two convolutions read, and relus one after the other; one whose result is pooled and dropped out; a relu6; and a silu."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.other = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.chain = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.pooled, self.last, self.dropout = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 24, 1), nn.Dropout(0.2)
+        self.smooth, self.head = nn.Conv2d(24, 8, 1), nn.Linear(8, 5)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.stem(image))
+        x = F.relu(self.one(x) + self.other(x))
+        for convolution in self.chain:
+            x = F.relu(convolution(x))
+        x = F.relu6(self.pooled(self.dropout(F.max_pool2d(x, 2))))
+        x = F.silu(self.last(x))
+        result: Tensor = self.head(F.relu(self.smooth(x)).mean((2, 3)))
+        return result
+
+
 class UNet(nn.Module):
     """Down and up again by transposed convolutions, of overlapping kernels, groups and dilation, with what was before beside it."""
 
@@ -137,6 +161,11 @@ def written_sample(batch: int = 6) -> dict[str, Tensor]:
     return {"inputs.tokens": torch.randint(9, (batch, 5)), "targets": torch.randint(9, (batch, 5))}
 
 
+def rectified_sample(batch: int = 5) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return {"inputs.0": torch.randn(batch, 3, 8, 8), "targets": torch.randint(5, (batch,))}
+
+
 def gated_sample(batch: int = 5) -> dict[str, Tensor]:
     torch.manual_seed(4)
     return {"inputs.0": torch.randn(batch, 3, 6, 8), "targets": torch.randint(4, (batch,))}
@@ -175,6 +204,8 @@ def graph_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[TrainingGra
         model.norm.running_mean, model.norm.running_var = torch.randn(8) * 0.1, torch.rand(8) + 0.5
     elif name == "gated":
         model, sample, loss = Gated(), gated_sample(), "cross_entropy"
+    elif name == "rectified":
+        model, sample, loss = Rectified(), rectified_sample(), "cross_entropy"
     elif name == "unet":
         model, sample, loss = UNet(), unet_sample(), "cross_entropy"
         model.norm.running_mean, model.norm.running_var = torch.randn(16) * 0.1, torch.rand(16) + 0.5

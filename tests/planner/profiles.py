@@ -134,4 +134,8 @@ def forms(draw: st.DrawFn, holders: list[Holder], size: int, parameters: list[Pa
     for h, holder in enumerate(holders):
         if holder.needed_for == "gradient" and draw(st.booleans()):
             made.append(Form(f"mask{h}", (h,), (Option("mask", {}, 1, draw(st.integers(0, 2)), 0, {}, 0.0),)))
+            if dense and draw(st.booleans()):  # one form for what reads the value and what tells from it where its gradient passes
+                lost = {str(holders[d].parameter): draw(st.integers(1, 4)) / 4 for d in dense} if draw(st.booleans()) else {}
+                bitmap = Option("bitmap", {}, draw(st.integers(1, size)), draw(amounts), draw(amounts), lost, draw(st.integers(0, 2)) / 10)
+                made.append(Form("bitmap", tuple(sorted((h, *dense))), (bitmap,)))
     return tuple(made)

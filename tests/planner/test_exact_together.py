@@ -65,7 +65,7 @@ def small_ranges() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["convolutional", "attending", "gated", "written", "unet"])
+@pytest.mark.parametrize("name", ["convolutional", "attending", "gated", "written", "unet", "rectified"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=25)
 def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
@@ -79,19 +79,20 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
     operations = step.operations
     masks, forms, held = set[str](), list[HeldForm](), set[str]()
     for activation in step.activations:
+        served = set[int]()
         for form in activation.forms:
-            exact = [None, *(option for option in form.options if not option.lost_energy)]
+            exact = [None, *(option for option in form.options if not option.lost_energy and not served & set(form.holders))]
             option = data.draw(st.sampled_from(exact), label=form.value)
             holders = tuple(operations[activation.holders[h].operation].name for h in form.holders)
             if option is not None and (option.technique in (MASK, INDEX) or holders == (form.value,)):
                 masks.add(form.value)
             elif option is not None:
-                assert option.technique == RECOMPUTE
-                forms.append(HeldForm(form.value, holders, RECOMPUTE, dict(option.settings)))
+                assert option.technique in (RECOMPUTE, "bitmap")
+                forms.append(HeldForm(form.value, holders, option.technique, dict(option.settings)))
                 held.update(step.activations[source].name for source in option.sources)
-            if option is None:
-                held.add(activation.name)
-        if {h for form in activation.forms for h in form.holders} != set(range(len(activation.holders))):
+            if option is not None:
+                served |= set(form.holders)
+        if served != set(range(len(activation.holders))):
             held.add(activation.name)  # some holder needs it whole
     over = {o.name: o.over for o in operations if o.over is not None}
     may = [name for name, it in over.items() if it.activation is None or step.activations[it.activation].name not in held]

@@ -227,9 +227,12 @@ def _ways(step: Step, trained: frozenset[str], a: int) -> Iterator[dict[int, int
         return
     yield None
     used = [f for f, form in enumerate(activation.forms) if needed & set(form.holders)]
-    if needed <= {h for f in used for h in activation.forms[f].holders}:
-        for options in product(*(range(len(activation.forms[f].options)) for f in used)):
-            yield dict(zip(used, options, strict=True))
+    served = {f: needed & set(activation.forms[f].holders) for f in used}
+    for some in chain.from_iterable(combinations(used, n) for n in range(1, len(used) + 1)):
+        without = [set().union(*(served[other] for other in some if other != f)) for f in some]  # type: ignore[arg-type]
+        if set().union(*(served[f] for f in some)) == needed and needed not in without:  # type: ignore[arg-type]
+            for options in product(*(range(len(activation.forms[f].options)) for f in some)):
+                yield dict(zip(some, options, strict=True))
 
 
 def lost_share(profile: Profile, step: Step, trainable: list[str], choices: Choices) -> float:

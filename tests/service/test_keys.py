@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from models import HoldingRecord, KeyRecord, ModelRecord, PlanRecord, ProfileRecord, SampleRecord
 from models.base import now
-from service.access import check_jobs, stored_bytes
+from service.access import check_jobs, largest_stored, stored_bytes
 from service.database import Database
 from service.keys import SECONDS_TO_KNOW, Caller, NoKeys, Scope, add_key, check_keys_for
 from service.rates import TooMany
@@ -92,7 +92,10 @@ def test_everybody_sees_their_own_things(keyed: Running, sample_file: Path) -> N
         assert bob.get(place).status_code == 200, "it is still his"
         upload = bob.post("/v1/uploads", headers={"tus-resumable": "1.0.0", "upload-length": "5"}).headers["location"]
         assert ann.head(upload, headers={"tus-resumable": "1.0.0"}).status_code == 404
-        assert bob.get("/v1/usage").json()["stored_bytes"] == len(data) + 5
+        usage = bob.get("/v1/usage").json()
+        assert usage["stored_bytes"] == len(data) + 5
+        things = [("sample", place.rpartition("/")[2], len(data)), ("upload", upload.rpartition("/")[2], 5)]
+        assert [(thing["kind"], thing["id"], thing["bytes"]) for thing in usage["largest"]] == things
         assert ann.get("/v1/usage").json()["stored_bytes"] == 0
 
 
@@ -108,6 +111,7 @@ def test_limits_are_told_with_when_to_try_again(keyed: Running, sample_file: Pat
         assert int(answer.headers["retry-after"]) > 0
         usage = bob.get("/v1/usage").json()
         assert (usage["key"], usage["stored_bytes_limit"], usage["active_jobs_limit"]) == ("bob", 100, 0)
+        assert usage["largest"] == []
 
 
 def test_what_one_has_costs_nothing_again_and_many_at_once_are_held_to_the_limit(keyed: Running, sample_file: Path) -> None:
@@ -147,7 +151,12 @@ def test_who_has_more_than_they_may_begins_no_job(keyed: Running) -> None:
             session.add(HoldingRecord(key_id=key.id, kind=kind, subject_id=id))
         session.flush()
         assert stored_bytes(session, Caller(key)) == 110
-        with pytest.raises(TooMany, match="Delete plans"):
+        assert [(kind, bytes) for kind, _, bytes in largest_stored(session, Caller(key), 3)] == [
+            ("model", 30),
+            ("profile", 30),
+            ("sample", 30),
+        ]
+        with pytest.raises(TooMany, match="/v1/usage"):
             check_jobs(session, Caller(key))
         plan.checkpoint_bytes = 0
         session.flush()
