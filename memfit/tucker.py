@@ -16,8 +16,6 @@ from torch import Tensor
 
 Decompose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 WORKSPACE_ELEMENTS = 1 << 18  # of partial Gram matrices held at once
-MANY, SMALL = 64, 32  # products that are worth one of them all, and most multiplications an element of that
-LARGEST_WIDENED = 1 << 13  # elements of the matrix for that
 WORKSPACE_SHARE = 16  # and no more than the tensor has, by this
 
 
@@ -144,16 +142,10 @@ def truncate_mode(
 
 
 def multiply_mode(x_LNR: Tensor, matrix_MN: Tensor) -> Tensor:
-    """Multiply the middle axis by a matrix: out[l, m, r] = Σ_n matrix[m, n] x[l, n, r]. Shape (L, m, R).
-
-    Many small products are one large one, with a matrix that leaves the last axis as it is.
-    """
-    (length, size, rest), rows = x_LNR.shape, matrix_MN.shape[0]
-    if rest > 1 and length >= MANY and rest * min(rows, size) <= SMALL and rest * rest * rows * size <= LARGEST_WIDENED:
-        matrix_MN = torch.kron(matrix_MN, torch.eye(rest, dtype=matrix_MN.dtype, device=matrix_MN.device))
-        size, rest = size * rest, 1
+    """Multiply the middle axis by a matrix: out[l, m, r] = Σ_n matrix[m, n] x[l, n, r]. Shape (L, m, R)."""
+    length, size, rest = x_LNR.shape
     if rest == 1:
-        return (x_LNR.view(length, size) @ matrix_MN.mT).view(length, rows, -1)
+        return (x_LNR.view(length, size) @ matrix_MN.mT).view(length, matrix_MN.shape[0], 1)
     if length == 1:
         return (matrix_MN @ x_LNR[0]).unsqueeze(0)
     return torch.bmm(matrix_MN.expand(length, *matrix_MN.shape), x_LNR)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memfit.forms import Coded, Form, Hosvd, Svd, form_from_settings
-from memfit.tucker import decompose_mode, multiply_mode, rank_for_threshold
+from memfit.tucker import decompose_mode, rank_for_threshold
 from tests.memfit.test_operators import forms, random
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=5).map(tuple)
@@ -121,13 +121,6 @@ def test_a_mode_is_decomposed_as_the_dense_svd_does(shape: tuple[int, ...], mode
     truth = torch.linalg.svdvals(x.movedim(mode, 0).reshape(shape[mode], -1)).square()
     torch.testing.assert_close(energies, truth, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(factor.mT @ factor, torch.eye(factor.shape[1], dtype=torch.float64), rtol=1e-8, atol=1e-8)
-
-
-@given(length=st.integers(1, 130), size=st.integers(1, 9), rest=st.integers(1, 9), rows=st.integers(1, 9), seed=st.integers(0, 9))
-@settings(deadline=None)
-def test_a_mode_times_a_matrix(length: int, size: int, rest: int, rows: int, seed: int) -> None:
-    x, matrix = random((length, size, rest), seed), random((rows, size), seed + 1)
-    torch.testing.assert_close(multiply_mode(x, matrix), torch.einsum("mn,lnr->lmr", matrix, x))
 
 
 @pytest.mark.parametrize(("threshold", "rank"), [(0.4, 1), (0.5, 1), (0.51, 2), (1.0, 3)])

@@ -71,13 +71,14 @@ def test_it_is_offered_after_rectifiers_and_nowhere_else() -> None:
 
 @given(seed=st.integers(0, 99), samples=st.integers(1, 9), batches=st.integers(1, 3))
 def test_all_parts_of_all_batches_have_room(seed: int, samples: int, batches: int) -> None:
-    shares = torch.rand(batches, samples, generator=torch.Generator().manual_seed(seed)).square()
-    form = Bitmap(*room_above_zero(list(shares)))
-    size = samples
-    while size:
-        for batch in shares:
-            assert all(1e4 * float(part.sum()) <= form.most_above(len(part), 10_000) for part in batch.split(size))
-        size = size // 2
+    counts = torch.rand(batches, samples, generator=torch.Generator().manual_seed(seed)).square().mul(10_000).round().double()
+    form = Bitmap(*room_above_zero(list(counts / 10_000)))
+    sizes = [samples]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    for size in sizes:
+        for batch in counts:
+            assert all(float(part.sum()) <= form.most_above(len(part), 10_000) for part in batch.split(size))
     assert form.share <= 1
 
 
