@@ -128,13 +128,17 @@ def test_batch_statistics_move_once_a_step(data: st.DataObject) -> None:
     recipe = dataclasses.replace(graph.exact_recipe(profile.loss), masks=(), forms=())
     masks, forms = set[str](), list[HeldForm]()
     for activation in profile.whole.activations:
+        served = set[int]()
         for form in activation.forms:
-            option = data.draw(st.sampled_from([None, *(option for option in form.options if not option.lost_energy)]))
+            exact = [None, *(option for option in form.options if not option.lost_energy and not served & set(form.holders))]
+            option = data.draw(st.sampled_from(exact))
             holders = tuple(profile.whole.operations[activation.holders[h].operation].name for h in form.holders)
             if option is not None and (option.technique in (MASK, INDEX) or holders == (form.value,)):
                 masks.add(form.value)
             elif option is not None:
-                forms.append(HeldForm(form.value, holders, RECOMPUTE, dict(option.settings)))
+                forms.append(HeldForm(form.value, holders, option.technique, dict(option.settings)))
+            if option is not None:
+                served |= set(form.holders)
 
     def state_of(model: GraphModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
