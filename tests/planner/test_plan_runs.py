@@ -276,7 +276,8 @@ def test_the_peak_of_transposed_convolutions_is_the_predicted(techniques: tuple[
     graph = capture(export(Upsampling().train(), sample))
     profile = profile_of(graph, sample, "cross_entropy")
     plan = tight_plan(profile, techniques=techniques)
-    assert {choice.technique for choice in plan.activations if set(choice.holders) & {"conv_transpose2d", "conv_transpose2d_1"}} - {"keep"}
+    of_transposed = {c.technique for c in plan.activations if set(c.holders) & {"conv_transpose2d", "conv_transpose2d_1"}}
+    assert of_transposed != {"keep"} or techniques == ("*",)  # which may send the batch through in parts instead
     model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
     torch.export.save(graph.program, model)
     save_file(sample, file)

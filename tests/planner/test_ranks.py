@@ -148,8 +148,9 @@ def test_a_value_that_is_all_zero_has_a_menu() -> None:
 
 def test_what_a_transform_may_cost_grows_with_the_work_of_the_holder() -> None:
     """Features that say much of one another, and little places: directions of the features lose less, and cost products."""
-    mixed = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    x = torch.einsum("fc,bchw->bfhw", mixed, torch.randn(8, 64, 16, 16) * torch.linspace(1.0, 0.05, 64)[:, None, None])
+    numbers = torch.Generator().manual_seed(0)
+    mixed, values = torch.randn(64, 64, generator=numbers), torch.randn(8, 64, 16, 16, generator=numbers)
+    x = torch.einsum("fc,bchw->bfhw", mixed, values * torch.linspace(1.0, 0.05, 64)[:, None, None])
     products, errors = [], []
     for work in (0.0, 10.0, 1000.0):
         coding = Coding(tuple(x.shape), 4, 1, (), work)
