@@ -10,6 +10,8 @@ from math import ceil, sqrt
 import torch
 from torch import Tensor
 
+from planner.parts import halvings
+
 ZEROS_LEFT = 0.97  # of the share of zeros of the profile's samples
 DEVIATIONS = 2  # of a sample's share above zero
 DIGITS = 1e4
@@ -25,11 +27,7 @@ def room_above_zero(batches: list[Tensor]) -> tuple[float, float]:
     share = 1 - ZEROS_LEFT * (1 - float(shares.mean()))
     spread = DEVIATIONS * float(shares.std(correction=0))
     for batch in batches:
-        size = len(batch)
-        while True:
+        for size in halvings(len(batch)):
             most = max(float(part.double().mean()) for part in batch.split(size))
             spread = max(spread, (most - share) * sqrt(size))
-            if size == 1:
-                break
-            size = -(-size // 2)
     return ceil(share * DIGITS) / DIGITS, ceil(spread * DIGITS) / DIGITS

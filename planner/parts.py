@@ -20,10 +20,15 @@ ROUNDING = 1e-3  # the same for a program that float64 does not run through
 
 def part_sizes(graph: TrainingGraph, batch: Batch, loss: str) -> tuple[int, ...]:
     """Samples at a time: all of them, and then a half, a quarter, ... where parts' gradients add up; tried on `TRIED` samples."""
-    sizes = [batch.samples]
+    return halvings(batch.samples) if batch.samples > 1 and _add_up(graph, batch, loss) else (batch.samples,)
+
+
+def halvings(samples: int) -> tuple[int, ...]:
+    """All samples, and then a half, a quarter, ... of them, rounded up, down to one."""
+    sizes = [samples]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
-    return tuple(sizes) if batch.samples > 1 and _add_up(graph, batch, loss) else (batch.samples,)
+    return tuple(sizes)
 
 
 def _add_up(graph: TrainingGraph, batch: Batch, loss: str) -> bool:
