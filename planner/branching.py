@@ -91,10 +91,9 @@ class Branching:
                 self._found(program, program.rounded(solved.values, self.limits, node.decided))
             if bound < self._wanted and (thorough or self.best is None) and (whole or column is None):
                 start = self.best[2] if whole and self.best is not None and self.best[1] is program else None
-                exactly = program.least_loss(self.limits, node.decided, QUICK * seconds if column is not None else seconds, start)
-                if exactly is not None:
-                    self._found(program, exactly[0])
-                    bound = max(bound, exactly[1])
+                choices, proved = program.least_loss(self.limits, node.decided, QUICK * seconds if column is not None else seconds, start)
+                self._found(program, choices)
+                bound = max(bound, proved)
             if column is not None and bound < self._wanted:
                 for value in (0.0, 1.0):
                     heappush(self._open, self._part(node, bound, column, value))

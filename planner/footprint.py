@@ -179,18 +179,21 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
         release = min(holder.operation for holder in activation.holders)
         if release in operations:
             made.add("saved", at(forward, min(activation.last_use, end)) + 1, at("backward", release), columns.wholes + a, activation.bytes)
-    for column, (a, f, o) in enumerate(columns.chosen, start=columns.options):
-        activation = step.activations[a]
-        form = activation.forms[f]
-        option, holders = form.options[o], [activation.holders[h].operation for h in form.holders]
-        if min(holders) in operations:
-            made.add("static", 0, len(made.moments) - 1, column, option.shipped_bytes)
-            compress = at("compress", min(holders))
-            made.add("saved", compress, at("backward", min(holders)), column, option.held_bytes)
-            made.add("transient", compress, compress, column, option.compress_bytes)
-            for holder in holders:
-                further = option.restore_bytes + step.operations[holder].ranged_bytes * bool(option.restore_bytes)
-                made.add("transient", at("backward", holder), at("backward", holder), column, further)
+    column = columns.options  # its variables are in the order of activations, forms and options
+    for activation in step.activations:
+        for form in activation.forms:
+            holders = [activation.holders[h].operation for h in form.holders]
+            if (first := min(holders)) in operations:
+                compress, release = at("compress", first), at("backward", first)
+                restores = [(at("backward", holder), step.operations[holder].ranged_bytes) for holder in holders]
+                for at_option, option in enumerate(form.options, start=column):
+                    made.add("static", 0, len(made.moments) - 1, at_option, option.shipped_bytes)
+                    made.add("saved", compress, release, at_option, option.held_bytes)
+                    made.add("transient", compress, compress, at_option, option.compress_bytes)
+                    if option.restore_bytes:
+                        for restore, ranged_bytes in restores:
+                            made.add("transient", restore, restore, at_option, option.restore_bytes + ranged_bytes)
+            column += len(form.options)
 
 
 def _over_bytes(operation: Operation) -> int:
@@ -252,20 +255,16 @@ def split_step(part: Step, whole: Step, cut: int) -> Step:
     def within(option: Option) -> bool:
         return all(source in names for source in option.settings.get("sources", ()))  # type: ignore[union-attr]
 
+    def after(option: Option) -> Option:
+        sources = tuple(a for a in option.sources if whole.activations[a].born > cut)
+        return option if sources == option.sources else replace(option, sources=sources)
+
     def chosen(small: Activation, large: Activation) -> Activation:
         if large.born > cut:
-            forms = tuple(
-                replace(
-                    form,
-                    options=tuple(
-                        replace(option, sources=tuple(a for a in option.sources if whole.activations[a].born > cut))
-                        for option in form.options
-                        if within(option)
-                    ),
-                )
-                for form in large.forms
-            )
-            return replace(large, forms=forms)
+            if not any("sources" in option.settings for form in large.forms for option in form.options):
+                return large
+            options = (tuple(map(after, filter(within, form.options))) for form in large.forms)
+            return replace(large, forms=tuple(replace(form, options=of) for form, of in zip(large.forms, options, strict=True)))
         kept = [h for h, holder in enumerate(small.holders) if holder.operation <= cut]
         if len(kept) == len(small.holders):
             return small

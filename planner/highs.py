@@ -73,7 +73,7 @@ def solve(
     gap: float,
     seconds: float,
     start: Values | None = None,
-) -> Solved | None:
+) -> tuple[Values | None, float]:
     """Values of the least costs, `integral` ones whole.
 
     Args:
@@ -82,7 +82,8 @@ def solve(
         start: values to begin with, to be bettered.
 
     Returns:
-        None where no values satisfy all rows, or none were found in time.
+        The best values found, None where there are none, and the proven bound that no values cost less than, infinite where none satisfy
+        all rows: without values it tells that there are none from that none were found in time.
     """
     highs = _highs()
     highs.setOptionValue("mip_abs_gap", gap)
@@ -94,12 +95,14 @@ def solve(
     if start is not None:
         highs.setSolution(len(free), np.arange(len(free), dtype=np.int32), start[free])
     highs.run()
+    if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+        return None, np.inf
     info = highs.getInfo()
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-        return None
+        return None, max(0.0, info.mip_dual_bound)
     values = np.zeros(len(upper))
     values[free] = highs.getSolution().col_value
-    return Solved(values, info.objective_function_value, info.mip_dual_bound)
+    return values, max(0.0, info.mip_dual_bound)
 
 
 def _highs() -> Any:  # highspy's types lack some of its methods

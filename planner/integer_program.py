@@ -9,10 +9,10 @@ from time import perf_counter
 import numpy as np
 from scipy.sparse import vstack
 
+from planner.decoding import whole_choices
 from planner.highs import Relaxation, Rows, Solved, Values, solve
-from planner.plan import RECOMPUTE
 from planner.rows import ProgramRows
-from planner.timeline import Choices, Timeline, exact_choices, gradient_flow
+from planner.timeline import Choices, Timeline, exact_choices
 
 TIME_PRICE = 1e-6  # of the objective, for one plain step of time: breaks ties, never buys fidelity worth measuring
 OPTION_PRICE = 1e-3  # of a plain step: between ways of the same time, the one with fewer options
@@ -110,9 +110,10 @@ class IntegerProgram:
         for wider, known in self._exact:
             if wider.allow(limits) and (known is None or self._keep(known, limits)):
                 return known
-        found = self._solve(_Problem(self._seconds, SECONDS_GAP, *self._nothing_lost), limits)
-        self._exact.append((limits, found and found[0]))
-        return found and found[0]
+        choices, bound = self._solve(_Problem(self._seconds, SECONDS_GAP, *self._nothing_lost), limits)
+        if choices is not None or bound == np.inf:
+            self._exact.append((limits, choices))
+        return choices
 
     @cached_property
     def _exact(self) -> deque[tuple[Limits, Choices | None]]:
@@ -136,9 +137,9 @@ class IntegerProgram:
         for _ in range(RETRIES):
             stand = {int(o): float(relaxed[o] > 0.5) for o in options if not WHOLE < relaxed[o] < 1 - WHOLE}
             known = len(self._moments)
-            solved = self._solve(replace(self._deciding(stand | dict(decided)), seconds=ROUNDING_SECONDS, near=True), limits)
-            if solved is not None or len(self._moments) == known:
-                return solved and solved[0]
+            choices, _ = self._solve(replace(self._deciding(stand | dict(decided)), seconds=ROUNDING_SECONDS, near=True), limits)
+            if choices is not None or len(self._moments) == known:
+                return choices
             again = self.relaxed(limits, decided)  # which now knows the moments that were overfilled
             if again is None:
                 return None
@@ -147,9 +148,9 @@ class IntegerProgram:
 
     def least_loss(
         self, limits: Limits, decided: Mapping[int, float], seconds: float, start: Choices | None = None
-    ) -> tuple[Choices, float] | None:
-        """The choices that lose least with variables that are decided, and the proven least loss of any such; None where nothing keeps to
-        the limits.
+    ) -> tuple[Choices | None, float]:
+        """The choices that lose least with variables that are decided, None where none were found, and the proven least loss of any such,
+        infinite where nothing keeps to the limits.
 
         Args:
             seconds: for which HiGHS may search.
@@ -178,13 +179,12 @@ class IntegerProgram:
 
     def least_seconds(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> Choices | None:
         """The choices that take the least time."""
-        solved = self._solve(_Problem(self._seconds, SECONDS_GAP, np.zeros(self.rows.columns), self.rows.upper, seconds), limits)
-        return solved and solved[0]
+        return self._solve(_Problem(self._seconds, SECONDS_GAP, np.zeros(self.rows.columns), self.rows.upper, seconds), limits)[0]
 
     def least_peak(self, limits: Limits) -> tuple[Choices, int] | None:
         """The choices with the lowest peak, and that peak, whatever the budget; None where nothing keeps to the other limits."""
-        solved = self._solve(self._peaks(limits), limits)
-        return solved and (solved[0], self.timeline.peak_bytes(solved[0]))
+        choices, _ = self._solve(self._peaks(limits), limits)
+        return None if choices is None else (choices, self.timeline.peak_bytes(choices))
 
     def least_peak_bound(self, limits: Limits) -> float:
         """No choices have a lower peak, in bytes; infinite where nothing keeps to the other limits."""
@@ -240,11 +240,13 @@ class IntegerProgram:
         self._relaxation.add(self.rows.of_moments(moments))
         self._moments += moments
 
-    def _solve(self, problem: "_Problem", limits: Limits) -> tuple[Choices, float] | None:
-        """Choices of the least costs within the limits, and the proven bound of costs."""
+    def _solve(self, problem: "_Problem", limits: Limits) -> tuple[Choices | None, float]:
+        """Choices of the least costs within the limits, None where none were found, and the proven bound of costs, infinite where there
+        are none.
+        """
         rows, room, relaxed = self.rows, self._room(problem, limits), self._relaxed(problem, limits)
         if room is None or relaxed is None:
-            return None
+            return None, np.inf
         deadline = perf_counter() + problem.seconds
         start = self._values(problem.start) if problem.start is not None else None
         slack = -rows.beyond(relaxed.values, room) * rows.unit
@@ -256,21 +258,22 @@ class IntegerProgram:
             least = np.append(rows.rows.least, np.full(len(moments), -np.inf))
             most = np.append(rows.most(limits.loss, limits.seconds), room[moments] / rows.unit)
             left = max(SHORTEST * problem.seconds, deadline - perf_counter())
-            solved = solve(Rows(matrix, least, most), problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, start)
-            if solved is None:
-                return None
-            choices = self.choices(solved.values)
-            over = rows.beyond(solved.values, room) - TOLERANCE if problem.any_peak else self._over(choices, limits)
+            matrix_rows = Rows(matrix, least, most)
+            values, bound = solve(matrix_rows, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, start)
+            if values is None:
+                return None, bound
+            choices = whole_choices(self.rows, values)
+            over = rows.beyond(values, room) - TOLERANCE if problem.any_peak else self._over(choices, limits)
             if over.max() <= 0:
-                return choices, max(0.0, solved.bound)
+                return choices, bound
             room[moments] -= np.maximum(over[moments], 0.0) * rows.unit  # a few bytes, by HiGHS's tolerance
             further = _highest(over, 0.0, moments)
             new = [m for m in further if m not in self._moments]
             self._add(new)
             if new and problem.near:
-                return None
+                break
             moments += further
-        return None
+        return None, relaxed.bound
 
     def _values(self, choices: Choices) -> Values:
         """The variables' values for choices."""
@@ -289,49 +292,7 @@ class IntegerProgram:
         """Choices that train these parameters and hold these options, by their variables, where they are of use; all else whole."""
         values = self._trained(trained)
         values[list(options)] = 1.0
-        return self.choices(values)
-
-    def choices(self, values: Values) -> Choices:
-        """Whole choices of a solution, without what no trained parameter needs."""
-        step, at = self.timeline.step, self.rows.at
-        trained = frozenset(name for name in self.weight if values[at.parameter[name]] > 0.5)
-        needed = exact_choices(step, trained).whole
-        chosen = {(a, f): o for column, (a, f, o) in enumerate(at.chosen, start=at.options) if values[column] > 0.5}
-        chosen = self._left_over(chosen) | chosen
-        passes = gradient_flow(step, trained)
-        whole: set[int] = set()
-        forms: dict[tuple[int, int], int] = {}
-        for a in sorted(needed, reverse=True):  # what is worked out comes after its sources
-            activation = step.activations[a]
-            uses = [h.parameter in trained if h.needed_for == "weight" else passes[h.operation] for h in activation.holders]
-            held = {
-                f: o
-                for f in range(len(activation.forms))
-                if (o := chosen.get((a, f))) is not None and any(uses[h] for h in activation.forms[f].holders)
-            }
-            for f in sorted(held, key=lambda f: -activation.forms[f].options[held[f]].held_bytes):  # what others serve too
-                others = {h for other in held if other != f for h in activation.forms[other].holders}
-                if all(h in others for h in activation.forms[f].holders if uses[h]):
-                    del held[f]
-            served = {h for f in held for h in activation.forms[f].holders}
-            if a in whole or any(use and h not in served for h, use in enumerate(uses)):
-                whole.add(a)  # and then the forms would only add to it
-            else:
-                forms |= {(a, f): o for f, o in held.items()}
-                whole |= {source for f, o in held.items() for source in activation.forms[f].options[o].sources}
-        return Choices(trained, frozenset(whole), forms)
-
-    def _left_over(self, chosen: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
-        """What operations keep of their own and do without, since they work themselves out again for some form of an input."""
-        of, rows = self.timeline.step.activations, self.rows
-        again = {of[a].holders[h].operation for a, f in chosen for h in of[a].forms[f].holders if of[a].holders[h].needed_for == "gradient"}
-        return {
-            (a, f): o
-            for column, (a, f, o) in enumerate(rows.at.chosen, start=rows.at.options)
-            if rows.options[column].technique == RECOMPUTE
-            and not rows.options[column].settings
-            and of[a].holders[of[a].forms[f].holders[0]].operation in again
-        }
+        return whole_choices(self.rows, values)
 
     # ---- of choices
 

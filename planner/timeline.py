@@ -21,6 +21,7 @@ Bytes = NDArray[np.int64]
 T = TypeVar("T", np.int64, np.float64)
 Kind = Literal["static", "saved", "transient"]
 KINDS: tuple[Kind, ...] = ("static", "saved", "transient")
+PLACE = {kind: at for at, kind in enumerate(KINDS)}
 ALWAYS = -1  # the column of bytes that no choice changes
 
 
@@ -94,7 +95,7 @@ class Timeline:
     def add(self, kind: Kind, first: int, last: int, column: int, size: int) -> None:
         """Bytes that live from row `first` to row `last` where the variable of `column` is 1."""
         if size and first <= last:
-            self._runs.append((KINDS.index(kind), first, last + 1, column, size))
+            self._runs.append((PLACE[kind], first, last + 1, column, size))
 
     @cached_property
     def _arrays(self) -> tuple[Bytes, ...]:
@@ -168,16 +169,11 @@ class Timeline:
 
     def predict(self, choices: Choices) -> tuple[Footprint, ...]:
         """Footprint at every moment."""
-        bytes_KM, saved = self.bytes(choices), self._saved_by_technique(choices)
+        saved = self._saved_by_technique(choices)
+        by_technique = zip(*(size.tolist() for size in saved.values()), strict=True) if saved else [()] * len(self.moments)
         return tuple(
-            Footprint(
-                moment,
-                static_bytes=int(bytes_KM[0, at]),
-                saved_bytes=int(bytes_KM[1, at]),
-                transient_bytes=int(bytes_KM[2, at]),
-                saved_by_technique={name: int(size[at]) for name, size in saved.items() if size[at]},
-            )
-            for at, moment in enumerate(self.moments)
+            Footprint(moment, static, held, transient, {name: size for name, size in zip(saved, sizes, strict=True) if size})
+            for moment, (static, held, transient), sizes in zip(self.moments, self.bytes(choices).T.tolist(), by_technique, strict=True)
         )
 
     def _saved_by_technique(self, choices: Choices) -> dict[str, Bytes]:
