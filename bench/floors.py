@@ -101,7 +101,8 @@ def row(name: str, folder: Path) -> list[str]:
         return [*first, *[""] * 6]
     peak, step = cells(of_least)
     schedule = least.plan.schedule
-    how = f"{schedule.slice} at a time up to `{schedule.split}`" if schedule.split else f"{schedule.micro_batch} at a time"
+    how = f"{schedule.slice} at a time up to `{schedule.splits[-1]}`" if schedule.splits else f"{schedule.micro_batch} at a time"
+    how += f" in {len(schedule.splits)} segments" if len(schedule.splits) > 1 else ""
     beyond, plain_beyond = beyond_static(least.plan), plain_beyond_static(profile)
     return [*first, peak, share(of_least.allocator_peak_bytes, of_plain), step, mebibytes(beyond), share(beyond, plain_beyond), how]
 

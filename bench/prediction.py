@@ -65,7 +65,8 @@ class Cell:
     def row(self) -> list[str]:
         schedule = self.plan.schedule
         parts = [f"{schedule.micro_batch} at a time"] if schedule.micro_batch < self.batch else []
-        parts += [f"{schedule.slice} at a time up to `{schedule.split}`"] if schedule.split else []
+        parts += [f"{schedule.slice} at a time up to `{schedule.splits[-1]}`"] if schedule.splits else []
+        parts += [f"in {len(schedule.splits)} segments"] if len(schedule.splits) > 1 else []
         parts += ["early updates"] if schedule.early_updates else []
         return [
             self.model,

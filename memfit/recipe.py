@@ -6,7 +6,7 @@ from typing import Any
 
 from memfit.program import BatchNormMode
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 RECOMPUTE = "recompute"  # the technique whose settings are `sources`, operations that the value is worked out from again
 
 
@@ -36,7 +36,8 @@ class Recipe:
         micro_batch: samples that go through the model at a time; None: a batch is never divided.
         early_updates: the step updates each parameter as soon as its gradient is complete, which then goes.
         memory_bytes: what the process may hold of parameters, optimizer state, batch and step; 0: no more than lives at once.
-        split, slice: the operation up to which only so many samples go at a time; None: the model is not divided.
+        splits: operations that divide the model, in order: up to the last the batch goes without autograd, `slice` samples at a time,
+            and each segment between two of them once more for its gradient. Empty: the model is not divided.
     """
 
     graph: str
@@ -50,7 +51,7 @@ class Recipe:
     rows: tuple[str, ...] = ()
     micro_batch: int | None = None
     early_updates: bool = False
-    split: str | None = None
+    splits: tuple[str, ...] = ()
     slice: int = 0
     memory_bytes: int = 0
 
@@ -72,7 +73,7 @@ class Recipe:
                     f"the checkpoint's plan has version {version}, this memfit reads {RECIPE_VERSION}: install the memfit that made it"
                 )
             forms = tuple(HeldForm(**{**form, "holders": tuple(form["holders"])}) for form in values.pop("forms"))
-            trained, masks, in_place, rows = (tuple(values.pop(name)) for name in ("trained", "masks", "in_place", "rows"))
-            return cls(forms=forms, trained=trained, masks=masks, in_place=in_place, rows=rows, **values)
+            values |= {name: tuple(values[name]) for name in ("trained", "masks", "in_place", "rows", "splits")}
+            return cls(forms=forms, **values)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"the checkpoint's plan cannot be read ({error}): it was not written by memfit") from None

@@ -1,17 +1,19 @@
-"""A module in two: what runs up to an operation, and what runs after it.
+"""A module in segments: what runs up to an operation, from there up to another one, and so on.
 
-Up to the split a step goes through a few samples at a time, since early layers have large activations and small weights; after it
-the whole batch goes at once, since late layers have small activations and large weights, whose gradients then come once and can
-be applied at once.
+All segments but the last run without autograd, some samples at a time or all, and once more for their gradient: so only what is between
+two of them is held, and the activations of one. Early layers have large activations and small weights, which a few samples at a time
+suit; late layers have small activations and large weights, whose gradients come once, for the whole batch, and can be applied at once.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -19,37 +21,58 @@ from memfit.overwriting import IN_PLACE, write_over
 from memfit.rewriting import DROPPING, OVERWRITES, makes_held
 
 
-class Split:
-    """The two halves of a module; they share its parameters and submodules.
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One part of a module, which takes the value that the segment before it returns, if there is one, and the module's inputs.
 
     Attributes:
-        before: takes the inputs, returns the value at the split.
-        ahead: the same, for a pass without autograd: nothing is made to hold, and no value outlives its last use.
-        after: takes that value and the inputs, returns what the module returns, as a flat tuple.
-        trains_before: whether a parameter that `before` reads trains.
-        draws_before: whether `before` draws random numbers.
-
-    Raises:
-        ValueError: operations after the split read more than that value of what is before it.
+        ahead: for a pass without autograd: nothing is made to hold, and no value outlives its last use.
+        again: the same, for the gradient.
+        trains: whether a parameter of it, or of a segment before it, trains.
+        draws: whether it draws random numbers.
     """
 
-    def __init__(self, module: GraphModule, operation: str) -> None:
+    ahead: GraphModule
+    again: GraphModule
+    trains: bool
+    draws: bool
+
+
+class Segments:
+    """The segments of a module; they share its parameters and submodules.
+
+    Attributes:
+        divided: all but the last.
+        last: takes the value before it and the inputs, returns what the module returns, as a flat tuple.
+
+    Raises:
+        ValueError: operations after a split read more than its value of what is before it.
+    """
+
+    def __init__(self, module: GraphModule, splits: tuple[str, ...]) -> None:
         nodes = {node.name: node for node in module.graph.nodes}
-        if operation not in nodes:
-            raise ValueError(f"the plan divides the model after {operation}, which it does not have")
-        boundary, output = nodes[operation], module.graph.output_node()
-        self.before = GraphModule(module, _part(module.graph, boundary, [boundary], None))
-        self.ahead = GraphModule(module, _part(module.graph, boundary, [boundary], None, holding=False))
-        self.after = GraphModule(module, _part(module.graph, output, list(pytree.tree_leaves(output.args[0])), boundary))
-        shared = _computed(self.before.graph) & _computed(self.after.graph)
-        if shared:
-            raise ValueError(f"the plan divides the model after {operation}, where later operations need {', '.join(sorted(shared))} too")
-        self.trains_before = any(parameter.requires_grad for parameter in self.before.parameters())
-        self.draws_before = _draws(self.before)
+        missing = [name for name in splits if name not in nodes]
+        if missing:
+            raise ValueError(f"the plan divides the model after {', '.join(missing)}, which it does not have")
+        ends, output = [nodes[name] for name in splits], module.graph.output_node()
+        divided, trains = list[Segment](), False
+        for start, end in pairwise([None, *ends]):
+            assert end is not None
+            again = GraphModule(module, _part(module.graph, end, [end], start))
+            trains = trains or any(parameter.requires_grad for parameter in again.parameters())
+            ahead = GraphModule(module, _part(module.graph, end, [end], start, holding=False))
+            divided.append(Segment(ahead, again, trains, _draws(again)))
+        self.divided = tuple(divided)
+        self.last = GraphModule(module, _part(module.graph, output, list(pytree.tree_leaves(output.args[0])), ends[-1]))
+        computed, anew = set[str](), {node.name for node in worked_out_anew(module)}
+        for name, before, after in zip(splits, self.divided, [*(each.again for each in divided[1:]), self.last], strict=True):
+            computed |= _computed(before.again.graph) - anew
+            if shared := computed & _computed(after.graph):
+                raise ValueError(f"the plan divides the model after {name}, where later operations need {', '.join(sorted(shared))} too")
         self._out_spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
 
     def outputs(self, flat: Any) -> Any:
-        """What the module returns, from what `after` returned."""
+        """What the module returns, from what `last` returned."""
         return pytree.tree_unflatten(list(flat), self._out_spec)
 
 
@@ -69,10 +92,27 @@ def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None, ho
     for node in whole.nodes:
         if node.op == "placeholder" or (node in needed and node.op != "output"):
             copies[node] = graph.node_copy(node, lambda source: copies.get(source))
-            if not holding and OVERWRITES in node.meta and node.target not in IN_PLACE.values():
-                write_over(copies[node], node.meta[OVERWRITES])
+            over = node.meta.get(OVERWRITES)
+            if not holding and over is not None and node.target not in IN_PLACE.values() and node.args[over] is not boundary:
+                write_over(copies[node], over)
     graph.output(tuple(copies[each] if isinstance(each, Node) else each for each in results))
     return graph
+
+
+def worked_out_anew(module: GraphModule) -> set[Node]:
+    """Operations that every segment may do for itself: those of inputs, buffers and sizes alone, such as attention masks are made by."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    found = set[Node]()
+    for node in module.graph.nodes:
+        fixed = not isinstance(node.target, torch._ops.OpOverload) or not (
+            (node.target._schema.is_mutable and node.target not in IN_PLACE.values())
+            or torch.Tag.nondeterministic_seeded in node.target.tags
+        )
+        if node.op == "placeholder" or (node.op == "get_attr" and node.target not in parameters):
+            found.add(node)
+        elif node.op == "call_function" and fixed and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _draws(module: GraphModule) -> bool:
@@ -92,6 +132,21 @@ def slices(tensors: Iterable[Tensor], size: int) -> list[tuple[Tensor, ...]]:
     """All tensors by ranges of so many samples."""
     tensors = tuple(tensors)
     return [tuple(tensor[start : start + size] for tensor in tensors) for start in range(0, tensors[0].shape[0], size)]
+
+
+def backward_from(edge: GradientEdge, gradient: list[Tensor]) -> None:
+    """Backward from a value of which nothing but its place in the graph is there any more.
+
+    Args:
+        gradient: the value's, alone; it is taken out, so that it lives no longer than in a backward of the whole module.
+    """
+    no_gradient = gradient[0].new_zeros(()).expand(gradient[0].shape)
+
+    def in_its_place(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (*gradients[: edge.output_nr], gradient.pop(), *gradients[edge.output_nr + 1 :])
+
+    edge.node.register_prehook(in_its_place)
+    torch.autograd.backward(edge, no_gradient)
 
 
 def joined(values: Iterable[Tensor], samples: int) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.fx import GraphModule
 
 from memfit.losses import loss_of
@@ -13,7 +14,7 @@ from memfit.process_memory import hand_back, keep_freed_memory, resident_bytes, 
 from memfit.program import call_with, in_order
 from memfit.recipe import Recipe
 from memfit.row_updates import update_rows
-from memfit.splitting import RandomState, Split, joined, slices
+from memfit.splitting import RandomState, Segment, Segments, backward_from, joined, slices
 
 
 def make_optimizer(parameters: list[nn.Parameter], optimizer: dict[str, Any], lr: float) -> torch.optim.Optimizer:
@@ -58,7 +59,7 @@ class TrainingStep:
         self.model = model
         self.loss = recipe.loss
         self.micro_batch, self.slice = recipe.micro_batch, recipe.slice
-        self.split = Split(model, recipe.split) if recipe.split is not None else None
+        self.segments = Segments(model, recipe.splits) if recipe.splits else None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self._trained, recipe.optimizer, lr)
         self._complete = False  # whether the gradients that come now are those of the whole batch, and are to be applied
@@ -108,36 +109,69 @@ class TrainingStep:
         waiting = list(parts(inputs, targets, self.loss, self.micro_batch))
         for number, (some_inputs, some_targets, weight) in enumerate(waiting, start=1):
             last = apply and number == len(waiting)
-            if self.split is None:
+            if self.segments is None:
                 self._complete = last
                 loss = self._loss(self._outputs(some_inputs), some_targets, weight)
                 loss.backward()
             else:
-                loss = self._divided(self.split, in_order(self.model, some_inputs), some_targets, weight, last)
+                loss = self._divided(self.segments, in_order(self.model, some_inputs), some_targets, weight, last)
             total += float(loss.detach())
         self._complete = False
         return total
 
-    def _divided(self, split: Split, inputs: list[Tensor], targets: Tensor | None, weight: float, last: bool) -> Tensor:
-        """Gradients of one part: up to the split without autograd, after it at once, and up to the split again."""
-        some = slices(inputs, self.slice)
-        random = RandomState.now() if split.draws_before else None
-        with torch.no_grad():
-            boundary = joined((self._run(split.ahead, tensors, sliced=True)[0] for tensors in some), inputs[0].shape[0])
-        boundary.requires_grad_(split.trains_before)
+    def _divided(self, segments: Segments, inputs: list[Tensor], targets: Tensor | None, weight: float, last: bool) -> Tensor:
+        """Gradients of one part: up to the last split without autograd, after it at once, then what is before it again, segment by segment."""
+        boundaries, random = list[Tensor | None](), list[RandomState | None]()  # what each segment returns, and drew its numbers with
+        boundary: Tensor | None = None  # the one that was made last
+        for segment in segments.divided:
+            random.append(RandomState.now() if segment.draws and segment.trains else None)
+            with torch.no_grad():
+                some = self._slices(boundary, inputs)
+                boundary = joined((self._run(segment.ahead, tensors, sliced=True)[0] for tensors in some), inputs[0].shape[0])
+            del some
+            if boundaries and not segment.trains:
+                boundaries[-1] = None  # nobody will ask for it again
+            boundaries.append(boundary.requires_grad_(segment.trains))
         self._complete = last
-        loss = self._loss(split.outputs(self._run(split.after, (boundary, *inputs))), targets, weight)
+        boundary = boundaries.pop()
+        assert boundary is not None
+        loss = self._loss(segments.outputs(self._run(segments.last, (boundary, *inputs))), targets, weight)
         loss.backward()
-        grad, loss = boundary.grad, loss.detach()  # the graph would hold the boundary
+        gradient, loss = [boundary.grad] if boundary.grad is not None else [], loss.detach()  # the graph would hold the boundary
         del boundary
-        if grad is not None:
-            with random.again() if random is not None else nullcontext():  # what was dropped the first time is dropped again
-                for number, (tensors, some_grad) in enumerate(zip(some, grad.split(self.slice), strict=True), start=1):
-                    self._complete = last and number == len(some)
-                    # The edge alone: the value itself is not needed any more.
-                    edge = torch.autograd.graph.get_gradient_edge(self._run(split.before, tensors)[0])
-                    torch.autograd.backward(edge, some_grad)
+        for segment, state in zip(reversed(segments.divided), reversed(random), strict=True):
+            if not gradient:
+                break
+            with state.again() if state is not None else nullcontext():  # what was dropped the first time is dropped again
+                gradient = self._again(segment, boundaries.pop() if boundaries else None, inputs, gradient, last)
         return loss
+
+    def _again(self, segment: Segment, boundary: Tensor | None, inputs: list[Tensor], gradient: list[Tensor], last: bool) -> list[Tensor]:
+        """Run a segment once more, slice by slice, and its backward; the gradient of the value before it, if that needs one.
+
+        Args:
+            boundary: the value before it; where slices are less than all, their gradients are written over it.
+            gradient: of the segment's own value. It is taken out, or it would live as long as whoever passes it.
+        """
+        some, some_gradients = self._slices(boundary, inputs), list(gradient.pop().split(self.slice))
+        passes = boundary is not None and boundary.requires_grad
+        result = list[Tensor]()
+        for number, tensors in enumerate(some, start=1):
+            self._complete = last and number == len(some)
+            if boundary is not None:
+                tensors = (tensors[0].detach().requires_grad_(passes), *tensors[1:])
+            edge = get_gradient_edge(self._run(segment.again, tensors)[0])  # the value itself is not needed any more
+            backward_from(edge, [some_gradients.pop(0)])
+            if passes:
+                assert boundary is not None and tensors[0].grad is not None
+                if len(some) > 1:
+                    tensors[0].detach().copy_(tensors[0].grad)
+                result = [boundary.detach() if len(some) > 1 else tensors[0].grad]
+        return result
+
+    def _slices(self, boundary: Tensor | None, inputs: list[Tensor]) -> list[tuple[Tensor, ...]]:
+        with torch.no_grad():
+            return slices(inputs if boundary is None else (boundary, *inputs), self.slice)
 
     def _loss(self, outputs: Any, targets: Tensor | None, weight: float) -> Tensor:
         loss = loss_of(self.loss, outputs, targets)

@@ -1,11 +1,13 @@
 """What lives when, in a step of each schedule: from a profile to the runs of a timeline."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from planner.plan import Correction, Footprint, Schedule
-from planner.profile import Activation, Moment, Operation, Option, Parameter, Phase, Profile, Step
+from planner.profile import Moment, Operation, Parameter, Phase, Profile, Step
 from planner.request import Optimizer
-from planner.timeline import ALWAYS, Timeline, exact_choices, readers_of
+from planner.segments import crossings, divided_step
+from planner.timeline import ALWAYS, Timeline, exact_choices, readers_of, segments
 
 RANGE_BYTES = 1 << 20  # of a table, updated at once: as in `memfit.row_updates`, which needs torch
 
@@ -14,7 +16,7 @@ def timeline(profile: Profile, optimizer: Optimizer, schedule: Schedule, correct
     """The timeline of a schedule of the profile's sizes. A correction of this schedule adds to its moment what a measured step took
     beyond the prediction.
     """
-    made = _sliced(profile, optimizer, schedule) if schedule.split is not None else _at_once(profile, optimizer, schedule)
+    made = _divided(profile, optimizer, schedule) if schedule.splits else _at_once(profile, optimizer, schedule)
     for correction in corrections:
         if correction.schedule == schedule:
             at = made.row[correction.moment]
@@ -42,15 +44,16 @@ def step_of(profile: Profile, samples: int) -> Step:
     return next(step for step in profile.steps if step.batch_size == samples)
 
 
-def _cut(profile: Profile, schedule: Schedule) -> int:
-    return next(i for i, operation in enumerate(profile.whole.operations) if operation.name == schedule.split)
+def _cuts(profile: Profile, schedule: Schedule) -> tuple[int, ...]:
+    """Of a schedule's splits, the operations by index."""
+    return tuple(i for i, operation in enumerate(profile.whole.operations) if operation.name in schedule.splits)
 
 
 def planned_step(profile: Profile, schedule: Schedule) -> Step:
     """The operations and activations that a schedule's choices refer to."""
-    if schedule.split is None:
+    if not schedule.splits:
         return step_of(profile, schedule.micro_batch)
-    return split_step(step_of(profile, schedule.slice), profile.whole, _cut(profile, schedule))
+    return divided_step(step_of(profile, schedule.slice), profile.whole, _cuts(profile, schedule))
 
 
 # ---- all operations of a part of the batch, then the next part
@@ -58,8 +61,8 @@ def planned_step(profile: Profile, schedule: Schedule) -> Step:
 
 def _at_once(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timeline:
     step = step_of(profile, schedule.micro_batch)
-    last = len(step.operations) - 1
-    moments = [*_forward_moments(step, range(last + 1), "forward"), *_backward_moments(profile, step, range(last + 1), schedule)]
+    last, updated = len(step.operations) - 1, _early_moments(profile, step, schedule)
+    moments = [*_forward_moments(step, range(last + 1), "forward"), *_backward_moments(step, range(last + 1), updated)]
     made = Timeline(profile, optimizer, schedule, step, (*moments, Moment("update", "optimizer")))
     made.add("static", 0, len(made.moments) - 1, ALWAYS, profile.static_bytes)
     for column, parameter in enumerate(profile.parameters):
@@ -90,14 +93,19 @@ def _forward_moments(step: Step, operations: range, phase: Phase) -> list[Moment
     return moments
 
 
-def _backward_moments(profile: Profile, step: Step, operations: range, schedule: Schedule) -> list[Moment]:
+def _backward_moments(step: Step, operations: range, updated: dict[int, list[Moment]]) -> list[Moment]:
     """The moments of a backward, and of early updates: those of an operation's parameters come right after its backward."""
+    return [moment for i in reversed(operations) for moment in (Moment("backward", step.operations[i].name), *updated.get(i, ()))]
+
+
+def _early_moments(profile: Profile, step: Step, schedule: Schedule) -> dict[int, list[Moment]]:
+    """Updates of the parameters whose gradients are complete with an operation's backward."""
     updated: dict[int, list[Moment]] = {}
     readers = readers_of(step) if schedule.early_updates else {}
     for parameter in profile.parameters:
         if parameter.name in readers:
             updated.setdefault(min(readers[parameter.name]), []).append(Moment("update", parameter.name))
-    return [moment for i in reversed(operations) for moment in (Moment("backward", step.operations[i].name), *updated.get(i, ()))]
+    return updated
 
 
 def _sum_bytes(made: Timeline, parameter: Parameter, samples: int) -> int:
@@ -137,8 +145,8 @@ def update_bytes(made: Timeline, parameter: Parameter) -> int:
     temporaries = 2 if made.optimizer.states == 2 else 0
     if parameter.name not in made.step.rows:
         return temporaries * parameter.bytes
-    before_split = made.again is not None and min(made.readers[parameter.name]) <= made.again
-    rows = _sum_bytes(made, parameter, made.schedule.slice if before_split else made.schedule.micro_batch)
+    in_slices = min(made.readers[parameter.name]) <= max(made.again, default=-1)
+    rows = _sum_bytes(made, parameter, made.schedule.slice if in_slices else made.schedule.micro_batch)
     at_once = max(1, min(parameter.shape[0], RANGE_BYTES * parameter.shape[0] // parameter.bytes))
     return (1 + temporaries) * at_once * (parameter.bytes // parameter.shape[0]) + rows
 
@@ -201,20 +209,22 @@ def _over_bytes(operation: Operation) -> int:
     return operation.over.bytes if operation.over is not None else 0
 
 
-# ---- up to the split some samples at a time without autograd, then the whole batch, then up to the split again, for the gradient
+# ---- up to the last split without autograd, then the rest at once, then the segments before it again, from the last to the first
 
 
-def _sliced(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timeline:
-    part, whole, cut = step_of(profile, schedule.slice), profile.whole, _cut(profile, schedule)
-    step = split_step(part, whole, cut)
-    before, after = range(cut + 1), range(cut + 1, len(step.operations))
-    moments = [Moment("sliced", step.operations[i].name) for i in before]
-    moments += [*_forward_moments(step, after, "forward"), *_backward_moments(profile, step, after, schedule)]
-    second = len(moments)  # the first row of the second time
-    moments += [*_forward_moments(step, before, "forward"), *_backward_moments(profile, step, before, schedule)]
+def _divided(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timeline:
+    part, cuts, at_once = step_of(profile, schedule.slice), _cuts(profile, schedule), schedule.slice == profile.whole.batch_size
+    step, divided = planned_step(profile, schedule), segments(cuts)
+    updated = _early_moments(profile, step, schedule)
+    moments = [Moment("sliced", operation.name) for operation in step.operations[: cuts[-1] + 1]]
+    passes = dict[range, tuple[int, int, int]]()  # of each segment: its first row, that of its first backward, the row after the last
+    for operations in (last := range(cuts[-1] + 1, len(step.operations)), *reversed(divided)):
+        forward, backward = _forward_moments(step, operations, "forward"), _backward_moments(step, operations, updated)
+        passes[operations] = len(moments), len(moments) + len(forward), len(moments) + len(forward) + len(backward)
+        moments += [*forward, *backward]
     moments.append(Moment("update", "optimizer"))
-    made = Timeline(profile, optimizer, schedule, step, tuple(moments), again=cut)
-    end, again = len(moments) - 1, made.columns.gradients + cut
+    made = Timeline(profile, optimizer, schedule, step, tuple(moments), again=cuts)
+    end = len(moments) - 1
     made.add("static", 0, end, ALWAYS, profile.static_bytes)
     for column, parameter in enumerate(profile.parameters):
         made.add("static", 0, end, column, optimizer.states * parameter.bytes)
@@ -222,70 +232,40 @@ def _sliced(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Timel
         if not readers:
             continue
         first_part, complete = (made.row[Moment("backward", step.operations[i].name)] for i in (max(readers), min(readers)))
-        if min(readers) > cut:
+        if at_once or min(readers) in last:
             _gradient(made, column, parameter, first_part)
             continue
-        made.add("static", second, end - schedule.early_updates, column, _sum_bytes(made, parameter, schedule.slice))  # over slices
+        first, _, after = next(rows for operations, rows in passes.items() if min(readers) in operations)
+        over_slices = _sum_bytes(made, parameter, schedule.slice)
+        made.add("static", first, after - 1 if schedule.early_updates else end, column, over_slices)
         made.add("transient", first_part, complete, column, _adding_bytes(made, parameter, schedule.slice))
         if schedule.early_updates:
             _early_update(made, column, parameter)
-    boundary_bytes = _boundary_bytes(whole, cut)
-    made.add("saved", 0, second - 1, ALWAYS, boundary_bytes)
-    made.add("saved", second, end - 1, again, boundary_bytes)  # its gradient
-    for size, born, last_use in part.storages:
-        if born <= cut:
-            made.add("transient", born, min(last_use, cut), ALWAYS, size)
-    for i in before:
-        made.add("transient", i, i, ALWAYS, part.operations[i].forward_bytes - _over_bytes(part.operations[i]))
-    _activations_of(made, step, after, ALWAYS, "forward")
-    _activations_of(made, step, before, again, "forward")
+    of_whole, of_part = crossings(profile.whole, cuts), crossings(part, cuts)
+    for n, (segment, later) in enumerate(pairwise((*divided, last))):
+        size, again = of_whole[n].boundary_bytes, made.columns.gradients + segment[-1]
+        born = segment[-1] + 1 if at_once else segment[0]  # slices of it come one after the other
+        _, _, after = passes[later]
+        if later is last:
+            made.add("saved", born, after - 1, ALWAYS, size)
+        else:
+            made.add("saved", born, later[-1], ALWAYS, size)
+            made.add("saved", later[-1] + 1, after - 1, made.columns.gradients + later[-1], size)
+        first, backward_row, after = passes[segment]
+        made.add("saved", first, (backward_row if at_once else after) - 1, again, size)  # its gradient
+        first, _, after = passes[later]
+        if later is last:
+            made.add("transient", first, after - 1, ALWAYS, of_whole[n].anew_bytes)
+        else:
+            made.add("transient", later[0], later[-1], ALWAYS, of_part[n].anew_bytes)
+            made.add("transient", first, after - 1, made.columns.gradients + later[-1], of_part[n].anew_bytes)
+    for segment in divided:
+        for size, storage_born, last_use in part.storages:
+            if storage_born in segment:
+                made.add("transient", storage_born, min(last_use, segment[-1]), ALWAYS, size)
+        for i in segment:
+            made.add("transient", i, i, ALWAYS, step.operations[i].forward_bytes - _over_bytes(step.operations[i]))
+        _activations_of(made, step, segment, made.columns.gradients + segment[-1], "forward")
+    _activations_of(made, step, last, ALWAYS, "forward")
     _last_update(made)
     return made
-
-
-def _boundary_bytes(whole: Step, cut: int) -> int:
-    """Of the one tensor that operations after the split read of what is before it."""
-    return next(size for size, born, last_use in whole.storages if born <= cut < last_use)
-
-
-def split_step(part: Step, whole: Step, cut: int) -> Step:
-    """Operations and activations up to the split at the size of a slice, those after it at that of the whole batch."""
-    names = {operation.name for operation in whole.operations[cut:]}
-
-    def within(option: Option) -> bool:
-        return all(source in names for source in option.settings.get("sources", ()))  # type: ignore[union-attr]
-
-    def after(option: Option) -> Option:
-        sources = tuple(a for a in option.sources if whole.activations[a].born > cut)
-        return option if sources == option.sources else replace(option, sources=sources)
-
-    def chosen(small: Activation, large: Activation) -> Activation:
-        if large.born > cut:
-            if not any("sources" in option.settings for form in large.forms for option in form.options):
-                return large
-            options = (tuple(map(after, filter(within, form.options))) for form in large.forms)
-            return replace(large, forms=tuple(replace(form, options=of) for form, of in zip(large.forms, options, strict=True)))
-        kept = [h for h, holder in enumerate(small.holders) if holder.operation <= cut]
-        if len(kept) == len(small.holders):
-            return small
-        if not kept:  # held by operations after the split alone, for which it is there anyway
-            return replace(large, bytes=0, forms=())
-        forms = tuple(
-            replace(form, holders=tuple(kept.index(h) for h in form.holders)) for form in small.forms if set(form.holders) <= set(kept)
-        )
-        return replace(small, holders=tuple(small.holders[h] for h in kept), last_use=min(small.last_use, cut), forms=forms)
-
-    # What crosses the split is there until its gradient comes.
-    later = (
-        replace(each, over=None if each.over is None or each.over.producer <= cut else each.over) for each in whole.operations[cut + 1 :]
-    )
-    return Step(
-        whole.batch_size,
-        (*part.operations[: cut + 1], *later),
-        tuple(map(chosen, part.activations, whole.activations)),
-        (*(s for s in part.storages if s[1] <= cut), *(s for s in whole.storages if s[1] > cut)),
-        {
-            name: (part if any(name in operation.parameters for operation in whole.operations[: cut + 1]) else whole).rows[name]
-            for name in whole.rows
-        },
-    )

@@ -107,8 +107,8 @@ def _changes(before: Solution, now: Solution) -> Iterator[str]:
 
 def _words(schedule: Schedule) -> str:
     how = f"{schedule.micro_batch} samples at a time"
-    if schedule.split is not None:
-        how = f"{schedule.slice} samples at a time up to {schedule.split}, then all at once"
+    if schedule.splits:
+        how = f"{schedule.slice} samples at a time up to {', '.join(schedule.splits)}, then all at once"
     return how + (", updates as gradients come" if schedule.early_updates else "")
 
 

@@ -7,10 +7,11 @@ from memfit.losses import loss_of
 from memfit.micro_batches import parts
 from memfit.overwriting import changes_its_input
 from memfit.program import call_with
+from memfit.splitting import worked_out_anew
 from planner.capture import TrainingGraph, without_dropout
 from planner.profile import Step
 from planner.sample import Batch
-from planner.timeline import readers_of
+from planner.timeline import gradient_flow, readers_of
 
 TRIED = 4  # samples that are sent through at once, and in two parts
 NEAR = 4  # operations: about a block's depth
@@ -60,8 +61,8 @@ def _gradient(module: GraphModule, batch: Batch, loss: str, micro_batch: int | N
 
 
 def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
-    """Operations whose result is all that later ones read of what is before them, weights included, and after which some weight is read:
-    it is for their gradients that the rest runs at once.
+    """Operations whose result is all that later ones read of what is before them, weights included, but for masks and the like, which may
+    be worked out anew; and after which some weight is read: it is for their gradients that the rest runs at once.
 
     Where several are near one another, the one with the smallest result.
     """
@@ -69,14 +70,15 @@ def splits(graph: TrainingGraph, whole: Step) -> tuple[str, ...]:
     every = [*graph.operations, graph.module.graph.output_node()]
     readers = readers_of(whole)
     last_read = max((max(reads) for reads in readers.values()), default=0)
-    crossing = [[size for size, born, last_use in whole.storages if born <= i < last_use] for i in range(len(every))]
+    anew, passes = worked_out_anew(graph.module), gradient_flow(whole, frozenset(readers))
+    crossing = [[size for size, born, last_use in whole.storages if born <= i < last_use and passes[born]] for i in range(len(every))]
     found = [
         i
         for node, i in order.items()
         if i < last_read
         and isinstance(node.meta.get("val"), torch.Tensor)
         and len(node.meta["val"].shape) > 0
-        and {source for later in every[i + 1 :] for source in _read_before(later, order, i)} == {node}
+        and {source for later in every[i + 1 :] for source in _read_before(later, order, i) if later not in anew} - anew == {node}
         and not any(min(reads) <= i < max(reads) for reads in readers.values())
         and not any(changes_its_input(user, graph.module) for user in node.users)
         and len(crossing[i]) == 1

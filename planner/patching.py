@@ -28,7 +28,7 @@ def recipe_of(profile: Profile, plan: Plan) -> Recipe:
         rows=tuple(parameter.name for parameter in plan.parameters if parameter.trained and parameter.name in rows),
         micro_batch=plan.schedule.micro_batch if len(profile.steps) > 1 and not plan.own_loop else None,
         early_updates=plan.schedule.early_updates,
-        split=plan.schedule.split,
+        splits=plan.schedule.splits,
         slice=plan.schedule.slice,
         memory_bytes=plan.predicted_peak_bytes if plan.budget_scope == "process" else plan.budget_bytes,
     )

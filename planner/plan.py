@@ -25,15 +25,15 @@ class Schedule:
     Attributes:
         micro_batch: samples at a time; the gradients of all parts of a batch are added up.
         early_updates: each parameter is updated as soon as its gradient is complete, which then goes. Only where the whole
-            batch goes at once, after the split if there is one.
-        split: the operation up to which fewer samples go at a time, without autograd, and after that the whole batch at once. For
-            the gradient of what is before it, that runs a second time.
-        slice: samples at a time up to the split.
+            batch goes at once, after the last split if there is one.
+        splits: operations that divide the model into segments, in order. Up to the last the batch goes without autograd, and after
+            that at once; for their gradients, the segments before it run a second time, each from the result of the one before.
+        slice: samples at a time up to the last split: fewer, or the whole batch.
     """
 
     micro_batch: int
     early_updates: bool = False
-    split: str | None = None
+    splits: tuple[str, ...] = ()
     slice: int = 0
 
 

@@ -13,7 +13,7 @@ class Moment:
 
     `compress` is just before forward, where the form of its input is made; `update` the optimizer's step: after all backwards, of
     the operation `optimizer`; where each parameter is updated as its gradient comes, of that parameter, by its name.
-    `sliced` is forward of an operation before the split of a schedule, the first time, without autograd.
+    `sliced` is forward of an operation before the last split of a schedule, the first time, without autograd.
     """
 
     phase: Phase

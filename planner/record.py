@@ -44,7 +44,7 @@ def forward_range(operation: str) -> record_function:
 
 
 def sliced_range(operation: str) -> record_function:
-    """A context in which an operation before a split runs without autograd."""
+    """A context in which an operation before the last split runs without autograd."""
     return record_function(SLICED + operation)
 
 

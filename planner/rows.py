@@ -14,7 +14,7 @@ from scipy.sparse import csr_array, hstack, vstack
 
 from planner.highs import Rows, Values
 from planner.profile import Option
-from planner.timeline import Timeline, exact_choices
+from planner.timeline import Timeline, exact_choices, segments
 
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
 
@@ -173,11 +173,10 @@ class ProgramRows:
     def seconds(self) -> Values:
         """Of each variable: a gradient that passes an operation, and an option's own work."""
         seconds = np.zeros(self.columns)
-        operations, again = self.step.operations, self.timeline.again
-        for i, operation in enumerate(operations):
+        for i, operation in enumerate(self.step.operations):
             seconds[self.at.gradients + i] = operation.backward_seconds
-        if again is not None:
-            seconds[self.at.gradients + again] += sum(operation.forward_seconds for operation in operations[: again + 1])
+        for segment in segments(self.timeline.again):
+            seconds[self.at.gradients + segment[-1]] += self.timeline.again_seconds(segment)
         for column, option in self.options.items():
             seconds[column] = option.seconds
         return seconds

@@ -5,11 +5,12 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from planner.dividing import Dividing
 from planner.footprint import timeline, without_rows
 from planner.integer_program import IntegerProgram
 from planner.menu import allowed_menu
 from planner.plan import EARLY_UPDATE, MICRO_BATCH, SLICES, Correction, Schedule
-from planner.profile import Profile, Step
+from planner.profile import Profile
 from planner.request import PlanRequest
 from planner.timeline import exact_choices, gradient_flow
 
@@ -84,23 +85,18 @@ def divided(profile: Profile, request: PlanRequest, trainable: frozenset[str]) -
     """The schedules a request allows that divide the model: the `SMALLEST`, and those that no other beats in peak and time, while
     all trains and is kept whole.
     """
-    if request.own_loop or not request.may_use(SLICES):
+    if request.own_loop or not profile.splits or not request.may_use(SLICES):
         return []
-    bare = replace(profile, steps=tuple(_without_options(step) for step in profile.steps))
-    costs = []
-    for step in profile.steps[1:]:
-        for split in profile.splits:
-            schedule = Schedule(profile.whole.batch_size, request.may_use(EARLY_UPDATE), split, step.batch_size)
-            made = timeline(bare, request.optimizer, schedule)
-            everything = exact_choices(made.step, trainable)
-            costs.append((made.peak_bytes(everything), made.seconds(everything), schedule))
-    kept, fastest = [], float("inf")
-    for rank, (_, seconds, schedule) in enumerate(sorted(costs, key=lambda cost: cost[:2])):
-        if rank < SMALLEST or seconds < (1 - NOTICEABLE) * fastest:
+    dividing = Dividing(without_options(profile), request.optimizer, request.may_use(EARLY_UPDATE), trainable)
+    at_once, kept, fastest = dividing.seconds, [], float("inf")
+    for rank, (schedule, _, more) in enumerate(sorted(dividing.schedules(), key=lambda way: way[1:])):
+        if rank < SMALLEST or at_once + more < (1 - NOTICEABLE) * fastest:
             kept.append(schedule)
-            fastest = min(fastest, seconds)
+            fastest = min(fastest, at_once + more)
     return kept
 
 
-def _without_options(step: Step) -> Step:
-    return replace(step, activations=tuple(replace(activation, forms=()) for activation in step.activations))
+def without_options(profile: Profile) -> Profile:
+    """The profile of a model whose activations are kept whole or not at all."""
+    activations = (tuple(replace(each, forms=()) for each in step.activations) for step in profile.steps)
+    return replace(profile, steps=tuple(replace(step, activations=a) for step, a in zip(profile.steps, activations, strict=True)))

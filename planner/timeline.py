@@ -7,6 +7,7 @@ same runs predict a plan's footprint and constrain the solver.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -69,7 +70,7 @@ class Timeline:
 
     Attributes:
         step: what the variables refer to.
-        again: the operation whose gradient makes the step run what is before it a second time; None in steps that run all once.
+        again: the last operations of the segments that run a second time if a gradient passes these; () in steps that run all once.
     """
 
     profile: Profile
@@ -77,7 +78,7 @@ class Timeline:
     schedule: Schedule
     step: Step
     moments: tuple[Moment, ...]
-    again: int | None = None
+    again: tuple[int, ...] = ()
     _runs: list[tuple[int, int, int, int, int]] = field(default_factory=list)
 
     @cached_property
@@ -158,9 +159,11 @@ class Timeline:
         operations, passes = self.step.operations, gradient_flow(self.step, choices.trained)
         forward = sum(operation.forward_seconds for operation in operations)
         backward = sum(operation.backward_seconds for operation, passed in zip(operations, passes, strict=True) if passed)
-        if self.again is not None and passes[self.again]:
-            forward += sum(operation.forward_seconds for operation in operations[: self.again + 1])
-        return forward + backward
+        return forward + backward + sum(self.again_seconds(segment) for segment in segments(self.again) if passes[segment[-1]])
+
+    def again_seconds(self, segment: range) -> float:
+        """Of the second forward of a segment."""
+        return sum(operation.forward_seconds for operation in self.step.operations[segment.start : segment.stop])
 
     @property
     def runs(self) -> tuple[tuple[int, int, int, int, int], ...]:
@@ -177,12 +180,17 @@ class Timeline:
         )
 
     def _saved_by_technique(self, choices: Choices) -> dict[str, Bytes]:
-        """Bytes held in each technique, at every moment; what a step in slices has at its split counts as that."""
+        """Bytes held in each technique, at every moment; what a step has at its splits counts as slices."""
         kind, _, _, column, size = self._arrays
         options = (self.step.activations[a].forms[f].options[o].technique for a, f, o in self.columns.chosen)
         technique = np.array([*[KEEP] * self.columns.options, *options, SLICES])[column]
         size = size * np.append(self.variables(choices), 1)[column] * (kind == KINDS.index("saved"))
         return {str(name): self._summed(size * (technique == name)) for name in np.unique(technique[size > 0])}
+
+
+def segments(cuts: tuple[int, ...]) -> list[range]:
+    """Operations up to each cut, from the one before it on."""
+    return [range(before + 1, cut + 1) for before, cut in pairwise((-1, *cuts))]
 
 
 def readers_of(step: Step) -> dict[str, list[int]]:

@@ -76,8 +76,9 @@ def _parameters(plan: Plan) -> Text:
 def _schedule(plan: Plan) -> Text:
     schedule = plan.schedule
     how = [f"{schedule.micro_batch} samples at a time"]
-    if schedule.split is not None:
-        how.append(f"{schedule.slice} at a time up to {schedule.split}")
+    if schedule.splits:
+        segments = f", in {len(schedule.splits)} segments" if len(schedule.splits) > 1 else ""
+        how.append(f"{schedule.slice} at a time up to {schedule.splits[-1]}{segments}")
     if schedule.early_updates:
         how.append("each parameter updated as its gradient comes")
     return Text("The batch goes through " + ", ".join(how))

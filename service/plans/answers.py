@@ -58,8 +58,11 @@ class PlanContent(BaseModel):
     footprint: Footprint | None = Field(None, description="At the predicted peak.")
     micro_batch: int | None = Field(None, description="Samples that go through the model at a time.")
     early_updates: bool | None = Field(None, description="Whether each parameter is updated as soon as its gradient is complete.")
-    split: str | None = Field(None, description="The operation up to which fewer samples go at a time; null: the model is not divided.")
-    slice: int | None = Field(None, description="Samples at a time up to the split.")
+    splits: tuple[str, ...] | None = Field(
+        None,
+        description="Operations that divide the model into segments, in order: all but the last segment run twice. Empty: it is not divided.",
+    )
+    slice: int | None = Field(None, description="Samples at a time up to the last split.")
     predicted_seconds: float | None = Field(None, description="Of a step, from the profile.")
     slowdown: float | None = Field(None, description="The same in seconds of the plain step, from the profile.")
     parameters: tuple[ParameterChoice, ...] | None = Field(None, description="Which of them train.")
@@ -133,7 +136,7 @@ def plan_content(
             "footprint": Footprint.of(plan.peak),
             "micro_batch": plan.schedule.micro_batch,
             "early_updates": plan.schedule.early_updates,
-            "split": plan.schedule.split,
+            "splits": plan.schedule.splits,
             "slice": plan.schedule.slice or None,
             "predicted_seconds": plan.predicted_seconds,
             "slowdown": plan.slowdown,

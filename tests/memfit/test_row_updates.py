@@ -99,7 +99,7 @@ class Reading(nn.Module):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize(
-    "schedule", [{}, {"early_updates": True}, {"micro_batch": 2}, {"split": "mean", "slice": 2, "early_updates": True}], ids=str
+    "schedule", [{}, {"early_updates": True}, {"micro_batch": 2}, {"splits": ("mean",), "slice": 2, "early_updates": True}], ids=str
 )
 def test_steps_by_rows_end_where_plain_ones_do(optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
     torch.manual_seed(3)

@@ -59,8 +59,8 @@ def samples(batch: int, ignored: bool) -> tuple[Tensor, Tensor]:
     micro_batch=st.one_of(st.none(), st.integers(1, 4)),
     early=st.booleans(),
     ignored=st.booleans(),
-    split=st.sampled_from([None, "conv1d", "relu"]),
-    size=st.integers(1, 3),
+    splits=st.sampled_from([(), ("conv1d",), ("relu",), ("conv1d", "relu"), ("conv1d", "batch_norm", "relu")]),
+    size=st.integers(1, 4),
     trained=st.sampled_from([("lift", "norm", "mix", "head"), ("mix", "head"), ("norm",)]),
     seed=st.integers(0, 99),
 )
@@ -71,7 +71,7 @@ def test_twenty_steps_end_where_plain_ones_do(
     micro_batch: int | None,
     early: bool,
     ignored: bool,
-    split: str | None,
+    splits: tuple[str, ...],
     size: int,
     trained: tuple[str, ...],
     seed: int,
@@ -86,7 +86,7 @@ def test_twenty_steps_end_where_plain_ones_do(
         trained=tuple(name for name in exact.trained if name.split(".")[0] in trained),
         micro_batch=micro_batch,
         early_updates=early,
-        split=split,
+        splits=splits,
         slice=size,
     )
     step = TrainingStep(apply(graph.program, recipe), lr=0.02)
@@ -128,7 +128,7 @@ def test_what_is_dropped_in_slices_is_dropped_again_for_the_gradient() -> None:
     x, targets = torch.randn(7, 4), torch.randint(3, (7,))
     model = Dropping()
     graph = capture(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)))
-    recipe = dataclasses.replace(graph.exact_recipe("cross_entropy"), split="dropout", slice=3)
+    recipe = dataclasses.replace(graph.exact_recipe("cross_entropy"), splits=("dropout",), slice=3)
     step = TrainingStep(apply(graph.program, recipe), lr=0.1)
     torch.manual_seed(5)
     loss = step.backward(x, targets)
@@ -156,7 +156,7 @@ def test_a_split_that_more_than_one_value_crosses_is_refused() -> None:
 
     graph = capture(torch.export.export(Residual(), (torch.randn(2, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)))
     for operation in ("relu", "nothing"):
-        recipe = dataclasses.replace(graph.exact_recipe("mse"), split=operation, slice=1)
+        recipe = dataclasses.replace(graph.exact_recipe("mse"), splits=(operation,), slice=1)
         with pytest.raises(ValueError, match="divides the model after"):
             TrainingStep(apply(graph.program, recipe), lr=0.1)
 
