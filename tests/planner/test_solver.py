@@ -1,6 +1,7 @@
 """The choice against enumeration of every plan, and the timeline against a plain walk through the step."""
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -29,10 +30,16 @@ def schedules(profile: Profile, request: PlanRequest) -> list[Schedule]:
     return undivided(profile, request) + divided(profile, request, frozenset(p.name for p in profile.parameters))
 
 
+def divisions(profile: Profile) -> list[Schedule]:
+    """Every way to divide the model."""
+    some = [splits for n in range(1, len(profile.splits) + 1) for splits in combinations(profile.splits, n)]
+    return [Schedule(4, early, splits, step.batch_size) for splits in some for step in profile.steps for early in (False, True)]
+
+
 @given(profile=small_profiles(), optimizer=optimizers, data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=300)
 def test_the_timeline_is_a_walk_through_the_step(profile: Profile, optimizer: Optimizer, data: st.DataObject) -> None:
-    schedule = data.draw(st.sampled_from(schedules(profile, request(1, optimizer))))
+    schedule = data.draw(st.sampled_from(undivided(profile, request(1, optimizer)) + divisions(profile)))
     plans = list(every_plan(step_of(profile, schedule), [p.name for p in profile.parameters]))
     choices = data.draw(st.sampled_from(plans))
     footprints = timeline(profile, optimizer, schedule).predict(choices)
@@ -42,11 +49,9 @@ def test_the_timeline_is_a_walk_through_the_step(profile: Profile, optimizer: Op
 
 @given(profile=small_profiles())
 @settings(deadline=None, max_examples=300)
-def test_a_split_leaves_the_choices_that_do_not_cross_it(profile: Profile) -> None:
-    for split in profile.splits:
-        for step in profile.steps[1:]:
-            schedule = Schedule(4, True, split, step.batch_size)
-            assert timeline(profile, Optimizer(), schedule).step.activations == step_of(profile, schedule).activations
+def test_splits_leave_the_choices_that_do_not_cross_them(profile: Profile) -> None:
+    for schedule in divisions(profile):
+        assert timeline(profile, Optimizer(), schedule).step.activations == step_of(profile, schedule).activations
 
 
 @dataclass(frozen=True)

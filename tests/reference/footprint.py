@@ -10,39 +10,55 @@ from planner.request import Optimizer
 from planner.timeline import Choices
 
 
+def cuts_of(profile: Profile, schedule: Schedule) -> list[int]:
+    """The last operation of each segment but the last one."""
+    names = [operation.name for operation in profile.steps[0].operations]
+    return [names.index(split) for split in schedule.splits]
+
+
+def segment_of(cuts: list[int], count: int, operation: int) -> range:
+    """The operations of a segment, from one of them."""
+    edges = [-1, *cuts, count - 1]
+    return next(range(a + 1, b + 1) for a, b in zip(edges, edges[1:], strict=False) if a < operation <= b)
+
+
 def step_of(profile: Profile, schedule: Schedule) -> Step:
     """What choices of a schedule refer to: operations and activations at the sizes they have in it."""
     steps = {step.batch_size: step for step in profile.steps}
-    if schedule.split is None:
+    if not schedule.splits:
         return steps[schedule.micro_batch]
     small, large = steps[schedule.slice], profile.steps[0]
-    cut = [operation.name for operation in large.operations].index(schedule.split)
+    cuts, count = cuts_of(profile, schedule), len(large.operations)
     activations = []
     for a, activation in enumerate(large.activations):
-        held_before = [h for h, holder in enumerate(activation.holders) if holder.operation <= cut]
-        if activation.born > cut:  # what it may be worked out from is after the split too, or what crosses it, which is there anyway
-            forms = tuple(
-                replace(form, options=tuple(replace(o, sources=_after(o, cut)) for o in form.options if min(o.sources, default=cut) >= cut))
-                for form in activation.forms
-            )
-            activations.append(replace(activation, forms=forms))
-        elif len(held_before) == len(activation.holders):
-            activations.append(small.activations[a])
-        elif held_before:
-            forms = tuple(
-                replace(form, holders=tuple(held_before.index(h) for h in form.holders))
-                for form in small.activations[a].forms
-                if set(form.holders) <= set(held_before)
-            )
-            holders = tuple(activation.holders[h] for h in held_before)
-            activations.append(replace(small.activations[a], holders=holders, forms=forms, last_use=cut))
-        else:
+        own = segment_of(cuts, count, activation.born)
+        sized = small.activations[a] if own[-1] <= cuts[-1] else activation
+        held_inside = [h for h, holder in enumerate(activation.holders) if holder.operation in own]
+        if not held_inside:
             activations.append(replace(activation, bytes=0, forms=()))
-    crossing_stays = (replace(o, over=None) if o.over and o.over.producer <= cut else o for o in large.operations[cut + 1 :])
-    operations = (*small.operations[: cut + 1], *crossing_stays)
-    before = {name for operation in operations[: cut + 1] for name in operation.parameters}
+            continue
+        if len(held_inside) < len(activation.holders):
+            forms = tuple(
+                replace(form, holders=tuple(held_inside.index(h) for h in form.holders))
+                for form in sized.forms
+                if set(form.holders) <= set(held_inside)
+            )
+            sized = replace(sized, holders=tuple(activation.holders[h] for h in held_inside), forms=forms, last_use=own[-1])
+        if own[0] > 0:  # what it may be worked out from is in its segment too, or at its start, and there anyway
+            start = own[0] - 1
+            forms = tuple(
+                replace(form, options=tuple(replace(o, sources=_after(o, start)) for o in form.options if min(o.sources, default=start) >= start))
+                for form in sized.forms
+            )
+            sized = replace(sized, forms=forms)
+        activations.append(sized)
+    operations = [(small if i <= cuts[-1] else large).operations[i] for i in range(count)]
+    for i, operation in enumerate(operations):
+        if operation.over and operation.over.producer not in segment_of(cuts, count, i):
+            operations[i] = replace(operation, over=None)  # what crosses stays
+    before = {name for operation in operations[: cuts[-1] + 1] for name in operation.parameters}
     rows = {name: (small if name in before else large).rows[name] for name in large.rows}
-    return Step(large.batch_size, operations, tuple(activations), (), rows)
+    return Step(large.batch_size, tuple(operations), tuple(activations), (), rows)
 
 
 def _after(option: Option, cut: int) -> tuple[int, ...]:
@@ -74,26 +90,32 @@ class Pass:
         return self.end - (operation - self.operations[0])
 
 
+def passes_of(profile: Profile, schedule: Schedule) -> list[Pass]:
+    """The last segment, or all there is, and then the others from the last to the first."""
+    edges = [-1, *cuts_of(profile, schedule), len(profile.steps[0].operations) - 1]
+    ranges = [range(a + 1, b + 1) for a, b in zip(edges, edges[1:], strict=False)]
+    return [Pass(operations, 2000 * n, 2000 * n + 1999) for n, operations in enumerate(reversed(ranges))]
+
+
+SLICED = -10000  # the time of the first operation, before all passes, where the model is divided
+
+
 def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule: Schedule) -> dict[Moment, int]:
     """Bytes at every moment: walk through the step and add up what lives."""
     step, count = step_of(profile, schedule), len(profile.steps[0].operations)
     names = [operation.name for operation in step.operations]
     first_holders = {min(a.holders[h].operation for h in f.holders) for a in step.activations for f in a.forms}
-    if schedule.split is None:
-        passes, cut = [Pass(range(count), 0, 1999)], -1
-    else:
-        cut = names.index(schedule.split)
-        passes = [Pass(range(cut + 1, count), 0, 1999), Pass(range(cut + 1), 2000, 3999)]
+    passes, cuts = passes_of(profile, schedule), cuts_of(profile, schedule)
     bytes_at: dict[Moment, int] = {}
-    for i in range(cut + 1):
-        small = {each.batch_size: each for each in profile.steps}[schedule.slice]
-        live = sum(size for size, born, last_use in small.storages if born <= i <= last_use)
-        live += small.operations[i].forward_bytes + crossing(profile, cut)
-        live -= small.operations[i].over.bytes if small.operations[i].over else 0  # nobody holds anything
+    for i in range(max(cuts, default=-1) + 1):
+        small, own = {each.batch_size: each for each in profile.steps}[schedule.slice], segment_of(cuts, count, i)
+        live = sum(size for size, born, last_use in small.storages if born in own and born <= i <= last_use)
+        live += small.operations[i].forward_bytes + boundaries(profile, schedule, choices, passes, SLICED + i)
+        over = step.operations[i].over
+        live -= over.bytes if over else 0  # nobody holds anything
         bytes_at[Moment("sliced", names[i])] = profile.static_bytes + live + _gradients(profile, choices, optimizer, schedule, passes, -1)
     for n, each in enumerate(passes):
-        again = n == 1  # the part before the split, if its gradient is asked for
-        runs = not again or needs_gradient(step, choices.trained, cut)
+        runs = n == 0 or needs_gradient(step, choices.trained, each.operations[-1])  # again only if its gradient is asked for
         moments: list[tuple[Moment, float]] = []
         for i in each.operations:
             if i in first_holders:
@@ -109,13 +131,29 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
                 own = next(p for p in profile.parameters if p.name == moment.operation)
                 total += _update(profile, step, schedule, passes, own, optimizer) * (own.name in choices.trained)
             if runs:
-                total += _live(profile, schedule, step, choices, each, time) + (crossing(profile, cut) if cut >= 0 else 0)
+                total += _live(profile, schedule, step, choices, each, time) + boundaries(profile, schedule, choices, passes, time)
             bytes_at[moment] = total
     end = Moment("update", "optimizer")
-    bytes_at[end] = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, 4000)
+    bytes_at[end] = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, 2000 * len(passes))
     if not schedule.early_updates:
         bytes_at[end] += max(_update(profile, step, schedule, passes, parameter, optimizer) for parameter in profile.parameters)
     return bytes_at
+
+
+def boundaries(profile: Profile, schedule: Schedule, choices: Choices, passes: list[Pass], time: float) -> int:
+    """What is between segments, until the later one has run its last time; and then its gradient, for the earlier one."""
+    step, total, whole = step_of(profile, schedule), 0, schedule.slice == profile.steps[0].batch_size
+    for later, segment in zip(passes, passes[1:], strict=False):
+        cut = segment.operations[-1]
+        size = sum(size for size, born, last_use in profile.steps[0].storages if born <= cut < last_use)
+        made = SLICED + (cut + 1 if whole else segment.operations[0])  # slices are put together as they come
+        done: float = later.end + 0.25
+        if later is not passes[0] and not needs_gradient(step, choices.trained, later.operations[-1]):
+            done = SLICED + later.operations[-1]
+        total += size * (made <= time <= done)
+        gone = segment.backward(cut) - 0.5 if whole else segment.end + 0.25  # slices of it are not let go one by one
+        total += size * (needs_gradient(step, choices.trained, cut) and segment.start - 0.5 <= time <= gone)
+    return total
 
 
 def _update(profile, step, schedule, passes, parameter, optimizer) -> int:  # type: ignore[no-untyped-def]
@@ -123,7 +161,7 @@ def _update(profile, step, schedule, passes, parameter, optimizer) -> int:  # ty
     total = 2 * parameter.bytes * (optimizer.states == 2)
     if parameter.name in step.rows:
         first = min(i for i, operation in enumerate(step.operations) if parameter.name in operation.parameters)
-        samples = schedule.slice if len(passes) == 2 and first in passes[1].operations else schedule.micro_batch
+        samples = schedule.micro_batch if first in passes[0].operations else schedule.slice
         total += parameter.bytes + -(-profile.steps[0].batch_size // samples) * step.rows[parameter.name]
     return int(total)
 
@@ -131,11 +169,6 @@ def _update(profile, step, schedule, passes, parameter, optimizer) -> int:  # ty
 def _completes(step: Step, parameter: str, operation: int) -> bool:
     """Whether an operation's backward is the last that a parameter's gradient has a part from."""
     return operation == next((i for i, each in enumerate(step.operations) if parameter in each.parameters), None)
-
-
-def crossing(profile: Profile, cut: int) -> int:
-    """The tensor at the split, and later its gradient."""
-    return sum(size for size, born, last_use in profile.steps[0].storages if born <= cut < last_use)
 
 
 def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # type: ignore[no-untyped-def]
@@ -152,13 +185,13 @@ def _gradients(profile, choices, optimizer, schedule, passes, time) -> int:  # t
         n, here = next((n, each) for n, each in enumerate(passes) if reading[0] in each.operations)
         readers = [here.backward(i) for i in reading]
         rows, of_part = parameter.name in step.rows, step.rows.get(parameter.name, parameter.bytes)
-        parts = -(-profile.steps[0].batch_size // (schedule.slice if n == 1 else schedule.micro_batch))
+        parts = -(-profile.steps[0].batch_size // (schedule.slice if n else schedule.micro_batch))
         of_all = parts * of_part if rows else of_part  # rows one after the other
         adding = of_part + of_all * rows  # which are copied for each part's
         growing = min(readers) <= time <= max(readers)
         applied = time == max(readers) + 0.25  # the whole gradient's update, or that of another one of the same operation
-        if n == 1:  # before the split: slices add up
-            total += of_all * (time >= here.start - 0.5 and not (schedule.early_updates and time == 4000)) + adding * growing
+        if n and parts > 1:  # slices add up
+            total += of_all * (time >= here.start - 0.5 and not (schedule.early_updates and time > here.end + 0.25)) + adding * growing
         elif schedule.micro_batch < profile.steps[0].batch_size:
             total += of_all + adding * growing
         elif schedule.early_updates:
@@ -175,7 +208,8 @@ def _live(profile, schedule, step, choices, each, time) -> int:  # type: ignore[
         return int(each.start + min(operation, last) - first)
 
     sizes = {one.batch_size: one for one in profile.steps}
-    storages = sizes[schedule.slice if schedule.split and first == 0 else schedule.micro_batch].storages
+    split = [operation.name for operation in step.operations].index(schedule.splits[-1]) if schedule.splits else -1
+    storages = sizes[schedule.slice if last <= split else schedule.micro_batch].storages
     total += sum(size for size, born, use in storages if born in each.operations and forward(born) <= time <= forward(use))
     for i in each.operations:
         operation = step.operations[i]
@@ -250,9 +284,9 @@ def lost_share(profile: Profile, step: Step, trainable: list[str], choices: Choi
 
 def seconds(profile: Profile, choices: Choices, schedule: Schedule) -> float:
     """Of a step: every operation that runs, and the options' own work."""
-    step, total = step_of(profile, schedule), 0.0
-    cut = [operation.name for operation in step.operations].index(schedule.split) if schedule.split is not None else -1
+    step, cuts, total = step_of(profile, schedule), cuts_of(profile, schedule), 0.0
     for i, operation in enumerate(step.operations):
-        total += operation.forward_seconds + operation.forward_seconds * (i <= cut and needs_gradient(step, choices.trained, cut))
+        end = segment_of(cuts, len(step.operations), i)[-1]
+        total += operation.forward_seconds + operation.forward_seconds * (end in cuts and needs_gradient(step, choices.trained, end))
         total += operation.backward_seconds * needs_gradient(step, choices.trained, i)
     return total + sum(option(step, a, f, o).seconds for (a, f), o in choices.forms.items())
