@@ -45,7 +45,13 @@ def main() -> None:
     parameters = tuple(Parameter(f"w{i}", (10,), 40, 1.0) for i in range(ACTIVATIONS + 1))
     profile = Profile("graph", "mse", "frozen", 4000, parameters, (step_of(8), step_of(4)), ("op10", "op100"), 1 << 20, 1.0)
     trained = frozenset(parameter.name for parameter in parameters)
-    for schedule in (Schedule(8), Schedule(8, early_updates=True), Schedule(4), Schedule(8, True, ("op10",), 4), Schedule(8, True, ("op10", "op100"), 4)):
+    for schedule in (
+        Schedule(8),
+        Schedule(8, early_updates=True),
+        Schedule(4),
+        Schedule(8, True, ("op10",), 4),
+        Schedule(8, True, ("op10", "op100"), 4),
+    ):
         choices = exact_choices(timeline(profile, Optimizer("adam"), schedule).step, trained)
         seconds = []
         for _ in range(REPEATS):

@@ -17,8 +17,11 @@ from torch.autograd.graph import GradientEdge
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from memfit.arguments import arguments
 from memfit.overwriting import IN_PLACE, write_over
 from memfit.rewriting import DROPPING, OVERWRITES, makes_held
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +107,30 @@ def worked_out_anew(module: GraphModule) -> set[Node]:
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     found = set[Node]()
     for node in module.graph.nodes:
-        fixed = not isinstance(node.target, torch._ops.OpOverload) or not (
-            (node.target._schema.is_mutable and node.target not in IN_PLACE.values())
-            or torch.Tag.nondeterministic_seeded in node.target.tags
-        )
-        if node.op == "placeholder" or (node.op == "get_attr" and node.target not in parameters):
-            found.add(node)
-        elif node.op == "call_function" and fixed and found.issuperset(node.all_input_nodes):
+        if (
+            node.op == "placeholder"
+            or (node.op == "get_attr" and node.target not in parameters)
+            or (node.op == "call_function" and not _changes(node) and not _seeded(node) and found.issuperset(node.all_input_nodes))
+        ):
             found.add(node)
     return found
 
 
+def _changes(node: Node) -> bool:
+    """Whether an operation writes into what it reads, in the model itself."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and node.target not in IN_PLACE.values()
+
+
 def _draws(module: GraphModule) -> bool:
-    targets = (node.target for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
-    seeded = any(torch.Tag.nondeterministic_seeded in target.tags for target in targets)
-    return seeded or any(isinstance(child, DROPPING) for child in module.modules())
+    dropping = (child for child in module.modules() if isinstance(child, DROPPING))
+    return any(map(_seeded, module.graph.nodes)) or any(getattr(child, "p", None) != 0 for child in dropping)
+
+
+def _seeded(node: Node) -> bool:
+    """Whether an operation of torch's own draws random numbers: attention is called one that does, with or without dropout."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    return node.target is not aten.scaled_dot_product_attention.default or bool(arguments(node)["dropout_p"])
 
 
 def _computed(graph: Graph) -> set[str]:
@@ -140,12 +152,10 @@ def backward_from(edge: GradientEdge, gradient: list[Tensor]) -> None:
     Args:
         gradient: the value's, alone; it is taken out, so that it lives no longer than in a backward of the whole module.
     """
-    no_gradient = gradient[0].new_zeros(()).expand(gradient[0].shape)
-
-    def in_its_place(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (*gradients[: edge.output_nr], gradient.pop(), *gradients[edge.output_nr + 1 :])
-
-    edge.node.register_prehook(in_its_place)
+    at, no_gradient = edge.output_nr, gradient[0].new_zeros(()).expand(gradient[0].shape)
+    edge.node.register_prehook(
+        lambda gradients: (*gradients[:at], gradient.pop(), *gradients[at + 1 :])
+    )  # without the edge, which holds it
     torch.autograd.backward(edge, no_gradient)
 
 

@@ -120,7 +120,7 @@ class TrainingStep:
         return total
 
     def _divided(self, segments: Segments, inputs: list[Tensor], targets: Tensor | None, weight: float, last: bool) -> Tensor:
-        """Gradients of one part: up to the last split without autograd, after it at once, then what is before it again, segment by segment."""
+        """Gradients of one part: up to the last split without autograd, after it at once, then the segments before it again."""
         boundaries, random = list[Tensor | None](), list[RandomState | None]()  # what each segment returns, and drew its numbers with
         boundary: Tensor | None = None  # the one that was made last
         for segment in segments.divided:

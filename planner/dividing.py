@@ -141,11 +141,9 @@ class Dividing:
             gradients = np.array([sum(p.bytes for p in self._trained_up_to(made.readers, cut)) for cut in self._cuts], dtype=np.float64)
             segment += gradients[None, :] - gradients[:, None]
         spent = [o.forward_seconds + o.backward_seconds * passes for o, passes in zip(step.operations, self._flow, strict=True)]
-        again = [o.forward_seconds * passes for o, passes in zip(step.operations, self._flow, strict=True)]
+        again = [o.forward_seconds * (i > self._cuts[self._first]) for i, o in enumerate(step.operations)]
         forward_seconds, seconds = (np.append(0.0, np.cumsum(each))[np.array(self._cuts) + 1] for each in (again, spent))
         return Pass(step.batch_size, segment, forward_seconds, seconds)
 
     def _trained_up_to(self, readers: dict[str, list[int]], cut: int) -> Iterator[Parameter]:
         return (p for p in self.profile.parameters if p.name in self.trainable and p.name in readers and min(readers[p.name]) <= cut)
-
-

@@ -12,7 +12,7 @@ from planner.menu import allowed_menu
 from planner.plan import EARLY_UPDATE, MICRO_BATCH, SLICES, Correction, Schedule
 from planner.profile import Profile
 from planner.request import PlanRequest
-from planner.timeline import exact_choices, gradient_flow
+from planner.timeline import gradient_flow
 
 SMALLEST = 6  # schedules that divide the model, of the lowest peaks
 NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to leave an earlier schedule

@@ -60,7 +60,7 @@ class PlanContent(BaseModel):
     early_updates: bool | None = Field(None, description="Whether each parameter is updated as soon as its gradient is complete.")
     splits: tuple[str, ...] | None = Field(
         None,
-        description="Operations that divide the model into segments, in order: all but the last segment run twice. Empty: it is not divided.",
+        description="Operations that divide the model into segments, in order; all segments but the last run twice. Empty: it is not.",
     )
     slice: int | None = Field(None, description="Samples at a time up to the last split.")
     predicted_seconds: float | None = Field(None, description="Of a step, from the profile.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, combinations, product
+from itertools import chain, combinations, pairwise, product
 
 from planner.plan import Schedule
 from planner.profile import Activation, Moment, Option, Profile, Step
@@ -19,7 +19,7 @@ def cuts_of(profile: Profile, schedule: Schedule) -> list[int]:
 def segment_of(cuts: list[int], count: int, operation: int) -> range:
     """The operations of a segment, from one of them."""
     edges = [-1, *cuts, count - 1]
-    return next(range(a + 1, b + 1) for a, b in zip(edges, edges[1:], strict=False) if a < operation <= b)
+    return next(range(a + 1, b + 1) for a, b in pairwise(edges) if a < operation <= b)
 
 
 def step_of(profile: Profile, schedule: Schedule) -> Step:
@@ -47,7 +47,10 @@ def step_of(profile: Profile, schedule: Schedule) -> Step:
         if own[0] > 0:  # what it may be worked out from is in its segment too, or at its start, and there anyway
             start = own[0] - 1
             forms = tuple(
-                replace(form, options=tuple(replace(o, sources=_after(o, start)) for o in form.options if min(o.sources, default=start) >= start))
+                replace(
+                    form,
+                    options=tuple(replace(o, sources=_after(o, start)) for o in form.options if min(o.sources, default=start) >= start),
+                )
                 for form in sized.forms
             )
             sized = replace(sized, forms=forms)
@@ -93,7 +96,7 @@ class Pass:
 def passes_of(profile: Profile, schedule: Schedule) -> list[Pass]:
     """The last segment, or all there is, and then the others from the last to the first."""
     edges = [-1, *cuts_of(profile, schedule), len(profile.steps[0].operations) - 1]
-    ranges = [range(a + 1, b + 1) for a, b in zip(edges, edges[1:], strict=False)]
+    ranges = [range(a + 1, b + 1) for a, b in pairwise(edges)]
     return [Pass(operations, 2000 * n, 2000 * n + 1999) for n, operations in enumerate(reversed(ranges))]
 
 
@@ -143,7 +146,7 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
 def boundaries(profile: Profile, schedule: Schedule, choices: Choices, passes: list[Pass], time: float) -> int:
     """What is between segments, until the later one has run its last time; and then its gradient, for the earlier one."""
     step, total, whole = step_of(profile, schedule), 0, schedule.slice == profile.steps[0].batch_size
-    for later, segment in zip(passes, passes[1:], strict=False):
+    for later, segment in pairwise(passes):
         cut = segment.operations[-1]
         size = sum(size for size, born, last_use in profile.steps[0].storages if born <= cut < last_use)
         made = SLICED + (cut + 1 if whole else segment.operations[0])  # slices are put together as they come
