@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from memfit.arguments import arguments
+from memfit.operators.linear import linear
 from memfit.overwriting import IN_PLACE, write_over
 from memfit.rewriting import DROPPING, OVERWRITES, makes_held
 
@@ -30,7 +31,7 @@ class Segment:
 
     Attributes:
         ahead: for a pass without autograd: nothing is made to hold, and no value outlives its last use.
-        again: the same, for the gradient.
+        again: the same, for the gradient: its result is not worked out where nothing but that is made of it.
         trains: whether a parameter of it, or of a segment before it, trains.
         draws: whether it draws random numbers.
     """
@@ -64,6 +65,7 @@ class Segments:
             again = GraphModule(module, _part(module.graph, end, [end], start))
             trains = trains or any(parameter.requires_grad for parameter in again.parameters())
             ahead = GraphModule(module, _part(module.graph, end, [end], start, holding=False))
+            _leave_out_result(again)
             divided.append(Segment(ahead, again, trains, _draws(again)))
         self.divided = tuple(divided)
         self.last = GraphModule(module, _part(module.graph, output, list(pytree.tree_leaves(output.args[0])), ends[-1]))
@@ -100,6 +102,46 @@ def _part(whole: Graph, end: Node, results: list[Any], boundary: Node | None, ho
                 write_over(copies[node], over)
     graph.output(tuple(copies[each] if isinstance(each, Node) else each for each in results))
     return graph
+
+
+class _Sum(torch.autograd.Function):
+    """`a + b` of which nobody reads the result."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return a.new_empty(()).expand(a.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad
+
+
+def _valueless_sum(a: Tensor, b: Tensor) -> Tensor:
+    result: Tensor = _Sum.apply(a, b)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _leave_out_result(segment: GraphModule) -> None:
+    """Let linear layers and sums at the end, which only the result is made of, be no more than their place in a backward."""
+    waiting = list(segment.graph.output_node().all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        if len(node.users) > 1:
+            continue
+        if node.target in (aten.add.Tensor, aten.add_.Tensor) and _alike(node):
+            node.target = _valueless_sum
+            waiting += node.all_input_nodes
+        elif node.target is linear:
+            node.kwargs = {**node.kwargs, "valueless": True}
+        elif node.op == "call_module" and getattr(segment.get_submodule(str(node.target)), "p", None) == 0:
+            waiting += node.all_input_nodes
+    segment.recompile()
+
+
+def _alike(node: Node) -> bool:
+    """Whether a sum is of two tensors of its own shape and type."""
+    values = [value for each in (node, *node.args) if isinstance(each, Node) and isinstance(value := each.meta.get("val"), Tensor)]
+    return len(values) == 3 and not node.kwargs and len({(str(value.shape), value.dtype) for value in values}) == 1
 
 
 def worked_out_anew(module: GraphModule) -> set[Node]:

@@ -51,9 +51,12 @@ def search(programs: Programs, limits: Limits, seconds: float) -> Solution | Non
     Args:
         seconds: after which the best found stands, with the bounds that were proved by then. 0: the first found.
     """
-    exact = _fastest_exact(programs.undivided, limits, None)
-    if exact is None or exact.seconds > UNHURRIED * programs.plain_seconds:
-        exact = _fastest_exact(programs.divided, limits, exact)
+    hurried = UNHURRIED * programs.plain_seconds
+    quick = [program for program in programs.undivided if program.seconds_of_everything <= hurried]
+    exact = _fastest_exact(quick, limits, None)
+    if exact is None or exact.seconds > hurried:
+        slow = [program for program in programs.undivided if program.seconds_of_everything > hurried]
+        exact = _fastest_exact([*slow, *programs.divided], limits, exact)
     return exact or _least_loss(list(programs), limits, seconds)
 
 

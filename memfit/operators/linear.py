@@ -24,13 +24,22 @@ TRANSPOSED_LINEAR = torch.ops.memfit.transposed_linear.default
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias_O: Tensor | None, transposed: bool, form: Restorable | None, *held: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias_O: Tensor | None,
+        transposed: bool,
+        valueless: bool,
+        form: Restorable | None,
+        *held: Tensor,
     ) -> Tensor:
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.transposed, ctx.form, ctx.shape = transposed, form, x.shape
         ctx.save_for_backward(weight if input_grad else None, *kept)
         weight_OF = weight.mT if transposed else weight
+        if valueless:
+            return x.new_empty(()).expand(*x.shape[:-1], weight_OF.shape[0])
         make_room(x.nbytes // x.shape[-1] * weight_OF.shape[0])
         return no_view(torch.nn.functional.linear(x, weight_OF, bias_O))
 
@@ -41,7 +50,7 @@ class _Linear(torch.autograd.Function):
         grad_x = grad @ (weight.mT if ctx.transposed else weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         grad_weight = _weight_gradient(ctx, grad, tuple(kept)) if ctx.needs_input_grad[1] else None
-        return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
+        return (grad_x, grad_weight, grad_bias, *(None for _ in ctx.needs_input_grad[3:]))
 
 
 def _weight_gradient(ctx: Any, grad: Tensor, held: Held) -> Tensor | None:
@@ -70,10 +79,18 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return grad.flatten(0, -2).mT @ x.flatten(0, -2)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, held: HeldTensor | None = None, transposed: bool = False) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    held: HeldTensor | None = None,
+    transposed: bool = False,
+    valueless: bool = False,
+) -> Tensor:
     """`x @ weight.T + bias` for `x` (B, ..., F) and `weight` (O, F); `held` as for `convolution`.
 
     Args:
         transposed: the weight is (F, O).
+        valueless: nobody reads the result: it is one element of any value, in its shape, and the backward is the same.
     """
-    return _Linear.apply(x, weight, bias, transposed, *unpacked(held))  # type: ignore[no-any-return,no-untyped-call]
+    return _Linear.apply(x, weight, bias, transposed, valueless, *unpacked(held))  # type: ignore[no-any-return,no-untyped-call]
