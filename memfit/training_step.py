@@ -188,13 +188,13 @@ class TrainingStep:
             return
         if parameter.grad is not None and parameter.grad.is_sparse:
             return update_rows(self.optimizer, parameter)
-        waiting = [(p, p.grad) for p in self._trained if p is not parameter and p.grad is not None]  # parts of theirs are to come
-        for other, _ in waiting:
-            other.grad = None
+        every = [group["params"] for group in self.optimizer.param_groups]
+        for group, parameters in zip(self.optimizer.param_groups, every, strict=True):  # gradients of others may still grow
+            group["params"] = [each for each in parameters if each is parameter]
         self.optimizer.step()
         parameter.grad = None
-        for other, part in waiting:
-            other.grad = part
+        for group, parameters in zip(self.optimizer.param_groups, every, strict=True):
+            group["params"] = parameters
 
     def _update(self) -> None:
         for parameter in self._trained:
