@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## train, plan, fine-tune, compare; ONCE=1 ends after the tab
 	@$(PYTHON) -m demo
 
 test: $(INSTALLED) ## all tests; PYTEST='-k spectra' passes arguments on
-	@$(PYTHON) -m pytest $(PYTEST)
+	@$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 serve: $(INSTALLED) ## the service on port 8000
 	@.venv/bin/memfit serve

@@ -82,9 +82,9 @@ class Clustered:
     def add_worker(self, *arguments: str) -> Member:
         return self.add("worker", *arguments)
 
-    def wait_for_api(self, seconds: float = 60.0) -> None:
+    def wait_for_api(self) -> None:
         with self.client as client:
-            until(lambda: answers(client), seconds)
+            until(lambda: answers(client))
 
 
 def answers(client: httpx.Client) -> bool:

@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.store import Kind, Store
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 240.0  # seconds: what has not come by then, on a busy machine too, will not come
 FINISHED = {"ready", "infeasible", "failed", "cancelled"}
 
 
@@ -35,7 +36,7 @@ class Running:
         context: Context = self.server.app.state.context
         return context
 
-    def until(self, path: str, found: Callable[[dict[str, Any]], bool], seconds: float = 150.0) -> dict[str, Any]:
+    def until(self, path: str, found: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE) -> dict[str, Any]:
         """Ask again and again until the answer is as wanted."""
         deadline = monotonic() + seconds
         while True:
@@ -121,7 +122,7 @@ def follow(client: httpx.Client, job: str) -> Any:
                 yield name, json.loads(line.removeprefix("data: "))
 
 
-def until(found: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(found: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = monotonic() + seconds
     while not found():
         assert monotonic() < deadline

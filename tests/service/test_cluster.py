@@ -57,7 +57,7 @@ def test_a_plan_is_carried_from_the_api_to_a_worker_and_back(service: Clustered,
         assert checkpoint.status_code == 200 and len(checkpoint.content) > 1000
         assert client.get(f"/v1/jobs/{plan['job']}/logs").status_code == 200
         second = client.post("/v1/plans", json={"profile": done["profile"], "budget": "70%"}).raise_for_status().json()
-        until(lambda: state(client, second) in FINISHED, 60)
+        until(lambda: state(client, second) in FINISHED)
         assert state(client, second) == "ready"
     assert errors_of(worker) == errors_of(service.members[0]) == []
 
@@ -66,7 +66,7 @@ def test_a_job_is_cancelled_wherever_it_runs(service: Clustered, model_file: Pat
     service.add_worker()
     with service.client as client:
         plan = ask(client, model_file, sample_file, budget="80%")
-        until(lambda: bool(stages(service)), 60)
+        until(lambda: bool(stages(service)))
         begin = monotonic()
         assert client.delete(f"/v1/jobs/{plan['job']}").json()["state"] == "cancelled"
         until(lambda: not stages(service))
@@ -79,13 +79,13 @@ def test_another_worker_takes_over(how: signal.Signals, service: Clustered, mode
     first = service.add_worker()
     with service.client as client:
         plan = ask(client, model_file, sample_file, budget="1 KiB")  # its answer takes a profile, and no more time
-        until(lambda: bool(stages(service)), 60)
+        until(lambda: bool(stages(service)))
         first.end(how)
         until(lambda: not stages(service))
         job = client.get(f"/v1/jobs/{plan['job']}").json()
         assert (job["state"], job["attempt"]) == ("queued" if how == signal.SIGTERM else "running", 1)
         service.add_worker()
-        until(lambda: state(client, plan) in FINISHED, 90)
+        until(lambda: state(client, plan) in FINISHED)
         assert state(client, plan) == "infeasible"
         assert client.get(f"/v1/jobs/{plan['job']}").json()["attempt"] == 2
 
@@ -97,4 +97,4 @@ def test_a_worker_runs_only_the_jobs_of_its_queue(service: Clustered, model_file
         with pytest.raises(AssertionError):
             until(lambda: state(client, plan) != "queued", 5)
         service.add_worker("--queue", "cpu")
-        until(lambda: state(client, plan) in FINISHED, 60)
+        until(lambda: state(client, plan) in FINISHED)

@@ -31,8 +31,8 @@ def plan_of(client: httpx.Client, id: str) -> dict[str, Any]:
     return plan
 
 
-def ended(client: httpx.Client, id: str, seconds: float = 120.0) -> dict[str, Any]:
-    until(lambda: plan_of(client, id)["state"] in FINISHED, seconds)
+def ended(client: httpx.Client, id: str) -> dict[str, Any]:
+    until(lambda: plan_of(client, id)["state"] in FINISHED)
     return plan_of(client, id)
 
 
@@ -45,7 +45,7 @@ def test_the_database_is_gone_for_twenty_seconds(tmp_path: Path, model_file: Pat
     with postgres() as server, new_database(server) as url, clustered(tmp_path, url) as service, service.client as client:
         processes = [service.add_api().process, service.add_worker().process]
         plan = ask(client, model_file, sample_file, '{"budget": "80%"}').raise_for_status().json()
-        until(lambda: works(service), 60)
+        until(lambda: works(service))
         server.kill()
         begin = monotonic()
         calls = [
@@ -63,7 +63,7 @@ def test_the_database_is_gone_for_twenty_seconds(tmp_path: Path, model_file: Pat
             assert client.get("/healthz").status_code == 200
             sleep(1)
         server.start()
-        service.wait_for_api(10)
+        service.wait_for_api()
         done = ended(client, plan["id"])
         assert done["state"] == "ready", done["problem"]
         second = client.post("/v1/plans", json={"profile": done["profile"], "budget": "1 KiB"}).raise_for_status().json()
@@ -86,12 +86,12 @@ def test_the_object_store_answers_503(tmp_path: Path, model_file: Path, sample_f
         service.add_api()
         service.add_worker()
         plan = ask(client, model_file, sample_file, '{"budget": "80%"}').raise_for_status().json()
-        until(lambda: works(service), 60)
+        until(lambda: works(service))
         bucket.away = True
         new = sample_file.read_bytes()[:-1] + b"\x01"  # other bytes, as good
         answer = client.post("/v1/samples", content=new)
         assert problem(answer, 503, "away")["what"] == "object store"
-        until(lambda: bucket.refused > 20, 60)  # of the upload, and of the worker that has measured
+        until(lambda: bucket.refused > 20)  # of the upload, and of the worker that has measured
         assert plan_of(client, plan["id"])["state"] not in FINISHED, "it waits for the store"
         bucket.away = False
         assert client.post("/v1/samples", content=new).status_code == 201

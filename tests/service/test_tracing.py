@@ -62,13 +62,13 @@ def test_a_job_is_a_span_below_its_request(tmp_path: Path, model_file: Path, sam
             trace = "0af7651916cd43dd8448eb211c80319c"
             headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
             plan = client.post("/v1/plans", files=files, headers=headers).raise_for_status().json()  # type: ignore[arg-type]
-            until(lambda: ended(client, plan["id"]), 60)
+            until(lambda: ended(client, plan["id"]))
 
         def spans() -> dict[str, Span]:
             batches = [scope.spans for request in heard for resource in request.resource_spans for scope in resource.scope_spans]
             return {span.name: span for batch in batches for span in batch if span.trace_id.hex() == trace}
 
-        until(lambda: {"job plan", "POST /v1/plans"} <= set(spans()), 20)
+        until(lambda: {"job plan", "POST /v1/plans"} <= set(spans()))
         found = spans()
         by_id = {span.span_id: span for span in found.values()}
         assert {each.key for each in found["job plan"].attributes} == {"job.id", "job.attempt"}
