@@ -199,6 +199,12 @@ class TrainingStep:
     def _update(self) -> None:
         for parameter in self._trained:
             if parameter.grad is not None and parameter.grad.is_sparse:
-                update_rows(self.optimizer, parameter)
+                self._update_rows(parameter)
+        self._update_others()
+
+    def _update_rows(self, parameter: nn.Parameter) -> None:
+        update_rows(self.optimizer, parameter)
+
+    def _update_others(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

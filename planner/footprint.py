@@ -63,7 +63,7 @@ def _at_once(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Time
     step = step_of(profile, schedule.micro_batch)
     last, updated = len(step.operations) - 1, _early_moments(profile, step, schedule)
     moments = [*_forward_moments(step, range(last + 1), "forward"), *_backward_moments(step, range(last + 1), updated)]
-    made = Timeline(profile, optimizer, schedule, step, (*moments, Moment("update", "optimizer")))
+    made = Timeline(profile, optimizer, schedule, step, (*moments, *_last_moments(profile, step, schedule)))
     made.add("static", 0, len(made.moments) - 1, ALWAYS, profile.static_bytes)
     for column, parameter in enumerate(profile.parameters):
         made.add("static", 0, len(made.moments) - 1, column, optimizer.states * parameter.bytes)
@@ -151,10 +151,23 @@ def update_bytes(made: Timeline, parameter: Parameter) -> int:
     return (1 + temporaries) * at_once * (parameter.bytes // parameter.shape[0]) + rows
 
 
+def _last_moments(profile: Profile, step: Step, schedule: Schedule) -> list[Moment]:
+    """Of the update at the end: parameters with rows for gradients one by one, then all others."""
+    by_rows = [] if schedule.early_updates else [p.name for p in profile.parameters if p.name in step.rows]
+    return [Moment("update", name) for name in (*by_rows, "optimizer")]
+
+
 def _last_update(made: Timeline) -> None:
-    if not made.schedule.early_updates:
-        most = max((update_bytes(made, parameter) for parameter in made.profile.parameters), default=0)
-        made.add("transient", len(made.moments) - 1, len(made.moments) - 1, ALWAYS, most)
+    if made.schedule.early_updates:
+        return
+    others = 0
+    for column, parameter in enumerate(made.profile.parameters):
+        if parameter.name in made.step.rows:
+            here = made.row[Moment("update", parameter.name)]
+            made.add("transient", here, here, column, update_bytes(made, parameter))
+        else:
+            others = max(others, update_bytes(made, parameter))
+    made.add("transient", len(made.moments) - 1, len(made.moments) - 1, ALWAYS, others)
 
 
 def _activations_of(made: Timeline, step: Step, operations: range, when: int, forward: Phase) -> None:
@@ -222,7 +235,7 @@ def _divided(profile: Profile, optimizer: Optimizer, schedule: Schedule) -> Time
         forward, backward = _forward_moments(step, operations, "forward"), _backward_moments(step, operations, updated)
         passes[operations] = len(moments), len(moments) + len(forward), len(moments) + len(forward) + len(backward)
         moments += [*forward, *backward]
-    moments.append(Moment("update", "optimizer"))
+    moments += _last_moments(profile, step, schedule)
     made = Timeline(profile, optimizer, schedule, step, tuple(moments), again=cuts)
     end = len(moments) - 1
     made.add("static", 0, end, ALWAYS, profile.static_bytes)

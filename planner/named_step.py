@@ -31,13 +31,19 @@ class NamedTrainingStep(TrainingStep):
 
     def _early_update(self, parameter: nn.Parameter) -> None:
         if self._complete:
-            name = next(name for name, each in self.model.named_parameters() if each is parameter)
-            with update_range(name):
+            with update_range(self._name(parameter)):
                 super()._early_update(parameter)
 
-    def _update(self) -> None:
+    def _update_rows(self, parameter: nn.Parameter) -> None:
+        with update_range(self._name(parameter)):
+            super()._update_rows(parameter)
+
+    def _update_others(self) -> None:
         with update_range():
-            super()._update()
+            super()._update_others()
+
+    def _name(self, parameter: nn.Parameter) -> str:
+        return next(name for name, each in self.model.named_parameters() if each is parameter)
 
 
 def named_step(module: GraphModule, optimizer: torch.optim.Optimizer, loss: str, batch: Batch) -> Callable[[], None]:

@@ -12,7 +12,7 @@ class Moment:
     """A point of the step: an operation in one of its phases.
 
     `compress` is just before forward, where the form of its input is made; `update` the optimizer's step: after all backwards, of
-    the operation `optimizer`; where each parameter is updated as its gradient comes, of that parameter, by its name.
+    the operation `optimizer`; where a parameter is updated by itself, as its gradient comes or from rows, of that parameter, by its name.
     `sliced` is forward of an operation before the last split of a schedule, the first time, without autograd.
     """
 

@@ -139,7 +139,10 @@ def footprint(profile: Profile, choices: Choices, optimizer: Optimizer, schedule
     end = Moment("update", "optimizer")
     bytes_at[end] = profile.static_bytes + _gradients(profile, choices, optimizer, schedule, passes, 2000 * len(passes))
     if not schedule.early_updates:
-        bytes_at[end] += max(_update(profile, step, schedule, passes, parameter, optimizer) for parameter in profile.parameters)
+        taken = {p.name: _update(profile, step, schedule, passes, p, optimizer) for p in profile.parameters}
+        for name in step.rows:  # one by one, before all others together
+            bytes_at[Moment("update", name)] = bytes_at[end] + taken[name] * (name in choices.trained)
+        bytes_at[end] += max((taken[p.name] for p in profile.parameters if p.name not in step.rows), default=0)
     return bytes_at
 
 
