@@ -29,7 +29,8 @@ class Pass:
 
     Attributes:
         segment_bytes: from one place to a later one, the most bytes at any moment, without what is there of what is before.
-        again_seconds: up to each place, of a forward and of forward and backward of a whole batch.
+        forward_seconds: up to each place, of the second forward of a whole batch.
+        seconds: up to each place, of a forward and a backward of a whole batch.
     """
 
     samples: int

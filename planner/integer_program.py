@@ -258,11 +258,11 @@ class IntegerProgram:
             least = np.append(rows.rows.least, np.full(len(moments), -np.inf))
             most = np.append(rows.most(limits.loss, limits.seconds), room[moments] / rows.unit)
             left = max(SHORTEST * problem.seconds, deadline - perf_counter())
-            matrix_rows = Rows(matrix, least, most)
-            values, bound = solve(matrix_rows, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, start)
+            every = Rows(matrix, least, most)
+            values, bound = solve(every, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, start)
             if values is None:
                 return None, bound
-            choices = whole_choices(self.rows, values)
+            choices = whole_choices(rows, values)
             over = rows.beyond(values, room) - TOLERANCE if problem.any_peak else self._over(choices, limits)
             if over.max() <= 0:
                 return choices, bound

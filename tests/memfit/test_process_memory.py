@@ -48,4 +48,5 @@ def test_kept_memory_stays_within_what_is_allowed_and_is_mapped_less_often() -> 
     assert found["returned"]["growth"] <= 70 << 20
     assert found["tight"]["growth"] <= 72 << 20  # 64 MiB of tensors, and what Python and the heap add
     assert found["roomy"]["growth"] <= 130 << 20
-    assert found["roomy"]["faults"] < 0.7 * found["returned"]["faults"]
+    assert max(found["kept"]["faults"], found["roomy"]["faults"]) < 0.7 * found["returned"]["faults"]
+    assert found["roomy"]["faults"] <= found["tight"]["faults"]
