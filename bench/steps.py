@@ -1,8 +1,8 @@
 """Seconds of a training step with every trainable layer's input held in a form: `python -m bench.steps`.
 
-ResNet-18 and MobileNetV2 at 8×3×224×224, each input of a convolution, linear layer or frozen batch norm that some layer made held in a
-tenth of its bytes, shipped tensors counted. Steps of the plain model and of each technique take turns, so that the ratio is of the
-same minutes.
+ResNet-18 and MobileNetV2 at 8×3×224×224, each input of a convolution or linear layer that some layer made held in a tenth of its bytes,
+shipped tensors counted; frozen batch norms fold into the convolutions before them. Steps of the plain model and of each technique take
+turns, so that the ratio is of the same minutes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from bench.tables import write_between
 from memfit.forms import Form, Hosvd, Subspace
 from memfit.losses import loss_of
 from memfit.native import library
-from memfit.recipe import HeldForm
+from memfit.recipe import FOLD, HeldForm
 from memfit.shipped import encode, tensors_of
 from memfit.tucker import rank_for_threshold
 from planner.capture import TrainingGraph, capture
@@ -67,17 +67,18 @@ TECHNIQUES: dict[str, Callable[[Spectra, int], Form | None]] = {
 
 def held_module(graph: TrainingGraph, loss: str, spectra: dict[str, Spectra], make: Callable[[Spectra, int], Form | None]) -> GraphModule:
     """The model with every value that has holders in a form, where the technique has one of so few bytes; as in a plan that holds
-    nothing else whole, rectifiers hold bits, and results are written over what nobody holds.
+    nothing else whole, norms fold, rectifiers hold bits, and results are written over what nobody holds.
     """
-    forms, holders_of = [], holders_of_values(graph)
+    forms = [HeldForm(value, (norm.name,), FOLD, {}) for value, norm in graph.folded.items()]
+    holders_of = {value: holders for value, holders in holders_of_values(graph).items() if value not in graph.folded}
     for value, holders in holders_of.items():
         size = torch.Size(spectra[value].shape).numel() * spectra[value].itemsize
         form = make(spectra[value], size // SHARE)
         if form is not None:
             settings = settings_of(form) | {name: encode(tensor) for name, tensor in tensors_of(form).items()}
             forms.append(HeldForm(value, tuple(holders), form.technique, settings))
-    print(f"  {len(forms)} of {len(holders_of)} values held", flush=True)
     whole = holders_of.keys() - {form.value for form in forms}
+    print(f"  {len(holders_of) - len(whole)} of {len(holders_of)} values held", flush=True)
     masks = tuple(node.name for node in graph.operations if graph.may_hold_bits(node))
     in_place = tuple(name for name, x in graph.overwritable.items() if x.name not in whole)
     return graph.rewritten(replace(graph.exact_recipe(loss), forms=tuple(forms), masks=masks, in_place=in_place))
@@ -129,8 +130,8 @@ def main() -> None:
     rows = [measure(name) for name in arguments.parse_args().models]
     way = "in C" if library() else "by torch operations"
     note = (
-        f"A step with every trainable layer's input in 1/{SHARE} of its bytes, of the plain step's seconds, `coded` {way}, "
-        "by `python -m bench.steps`."
+        f"A step with every trainable layer's input in 1/{SHARE} of its bytes and norms folded, of the plain step's seconds, "
+        f"`coded` {way}, by `python -m bench.steps`."
     )
     write_between("steps", note, ["model", "plain", *TECHNIQUES], rows)
 

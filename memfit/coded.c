@@ -534,74 +534,93 @@ FAST void memfit_encode(const Plan *plan, const float *x, int64_t samples, uint8
     }
 }
 
-/* Rows of bytes and gains to samples of `x`: the way back. */
-FAST void memfit_decode(const Plan *plan, const uint8_t *in, const float *gains, int64_t samples, float *x, uint8_t *codes, float *floats) {
-    const Plan p = *plan;
-    const int64_t size = p.height * p.width, block_rows = p.height / p.block_height, columns = p.width / p.block_width;
-    const int64_t frequencies = p.block_height * p.block_width, lanes = lanes_of(p.block_width);
-    const int64_t run = columns < MEMFIT_RUN ? MEMFIT_RUN / columns : 1, apart = run * p.width + lanes;
-    float *matrix = floats, *rows_of = matrix + p.block_width * lanes, *coefficients = rows_of + p.block_height * apart;
-    padded(p.cosines_width, p.block_width, 0, matrix);
-    for (int64_t sample = 0; sample < samples; sample++, x += p.planes * size, in += p.row_bytes) {
-        const float gain = gains[sample];
-        if (isnan(gain)) {
-            for (int64_t i = 0; i < p.planes * size; i++) x[i] = NAN;
+/* The way back: a sample's row of bytes to its codes. */
+INLINE void unpacked(const Plan *p, const uint8_t *from, uint8_t *codes) {
+    memset(codes, 0, (size_t)p->code_bytes);
+    for (int64_t group = 0; group < p->groups; group++) {
+        int bits = (int)p->group_widths[group], width[8], shift[8], count = planes_of(bits, width, shift);
+        for (int n = 0; n < count; n++) {
+            uint8_t *to = codes + p->group_places[group];
+            if (bits <= 8) from = unpack_plane(from, 0, p->group_counts[group], width[n], shift[n], to);
+            else from = unpack_plane(from, 1, p->group_counts[group], width[n], shift[n], to);
+        }
+    }
+}
+
+/* Codes and the gain of a sample to some planes of it. */
+INLINE void decoded(const Plan *p, const uint8_t *codes, float gain, int64_t first_plane, int64_t end, float *x, float *floats) {
+    const int64_t size = p->height * p->width, block_rows = p->height / p->block_height, columns = p->width / p->block_width;
+    const int64_t frequencies = p->block_height * p->block_width, lanes = lanes_of(p->block_width);
+    const int64_t run = columns < MEMFIT_RUN ? MEMFIT_RUN / columns : 1, apart = run * p->width + lanes;
+    float *matrix = floats, *rows_of = matrix + p->block_width * lanes, *coefficients = rows_of + p->block_height * apart;
+    if (isnan(gain)) {
+        for (int64_t i = first_plane * size; i < end * size; i++) x[i] = NAN;
+        return;
+    }
+    padded(p->cosines_width, p->block_width, 0, matrix);
+    for (int64_t plane = first_plane; plane < end; plane++) {
+        const uint8_t *widths = p->widths + plane * frequencies;
+        const float mean = p->means[plane], *deviations = p->deviations + plane * frequencies;
+        const int32_t *places = p->places + plane * frequencies;
+        float *to = x + plane * size;
+        if (!any_bits(widths, frequencies)) {
+            const float value = mean < p->low ? p->low : mean > p->high ? p->high : mean;
+            for (int64_t i = 0; i < size; i++) to[i] = value;
             continue;
         }
-        memset(codes, 0, (size_t)p.code_bytes);
-        const uint8_t *from = in;
-        for (int64_t group = 0; group < p.groups; group++) {
-            int bits = (int)p.group_widths[group], width[8], shift[8], count = planes_of(bits, width, shift);
-            for (int n = 0; n < count; n++) {
-                uint8_t *to = codes + p.group_places[group];
-                if (bits <= 8) from = unpack_plane(from, 0, p.group_counts[group], width[n], shift[n], to);
-                else from = unpack_plane(from, 1, p.group_counts[group], width[n], shift[n], to);
-            }
-        }
-        for (int64_t plane = 0; plane < p.planes; plane++) {
-            const uint8_t *widths = p.widths + plane * frequencies;
-            const float mean = p.means[plane], *deviations = p.deviations + plane * frequencies;
-            const int32_t *places = p.places + plane * frequencies;
-            float *to = x + plane * size;
-            if (!any_bits(widths, frequencies)) {
-                const float value = mean < p.low ? p.low : mean > p.high ? p.high : mean;
-                for (int64_t i = 0; i < size; i++) to[i] = value;
-                continue;
-            }
 #ifdef MEMFIT_EIGHTS
-            if (p.block_height == 8 && p.block_width == 8) {
-                decode_eights(&p, codes, plane, gain, to, rows_of);
-                continue;
-            }
+        if (p->block_height == 8 && p->block_width == 8) {
+            decode_eights(p, codes, plane, gain, to, rows_of);
+            continue;
+        }
 #endif
-            for (int64_t first = 0; first < block_rows; first += run) {
-                const int64_t rows = block_rows - first < run ? block_rows - first : run, blocks = rows * columns;
-                for (int64_t f = 0; f < p.block_height; f++) {
-                    float *row = rows_of + f * apart;
-                    if (!any_bits(widths + f * p.block_width, p.block_width)) {
-                        memset(row, 0, (size_t)(rows * p.width) * sizeof(float));
-                        continue;
-                    }
-                    float *into = p.block_width == 1 ? row : coefficients;
-                    for (int64_t k = 0; k < p.block_width; k++) {
-                        const int64_t position = f * p.block_width + k, stride = p.block_width == 1 ? 1 : lanes;
-                        const int bits = widths[position];
-                        const uint8_t *c8 = codes + (bits ? places[position] + first * columns * (bits > 8 ? 2 : 1) : 0);
-                        const uint16_t *c16 = (const uint16_t *)c8;
-                        const float unit = bits ? deviations[position] * gain : 0, *levels = p.levels + p.level_places[bits];
-                        float *at = into + k;
-                        if (!bits) for (int64_t b = 0; b < blocks; b++) at[b * stride] = 0;
-                        else if (stride == 1 && bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b] = levels[c8[b]] * unit;
-                        else if (bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b * stride] = levels[c8[b]] * unit;
-                        else unbend(c16, blocks, p.shift - (float)(1 << (bits - 1)), p.bends[bits], p.steps[bits] * unit, at, stride);
-                    }
-                    if (p.block_width > 1) WITH_CONSTANT(p.block_width, back_across(coefficients, blocks, N, matrix, row))
+        for (int64_t first = 0; first < block_rows; first += run) {
+            const int64_t rows = block_rows - first < run ? block_rows - first : run, blocks = rows * columns;
+            for (int64_t f = 0; f < p->block_height; f++) {
+                float *row = rows_of + f * apart;
+                if (!any_bits(widths + f * p->block_width, p->block_width)) {
+                    memset(row, 0, (size_t)(rows * p->width) * sizeof(float));
+                    continue;
                 }
-                for (int64_t r = 0; r < rows; r++) {
-                    float *block = to + (first + r) * p.block_height * p.width;
-                    WITH_CONSTANT(p.block_height, back_down(rows_of + r * p.width, apart, N, p.width, p.cosines_height, &p, mean, block))
+                float *into = p->block_width == 1 ? row : coefficients;
+                for (int64_t k = 0; k < p->block_width; k++) {
+                    const int64_t position = f * p->block_width + k, stride = p->block_width == 1 ? 1 : lanes;
+                    const int bits = widths[position];
+                    const uint8_t *c8 = codes + (bits ? places[position] + first * columns * (bits > 8 ? 2 : 1) : 0);
+                    const uint16_t *c16 = (const uint16_t *)c8;
+                    const float unit = bits ? deviations[position] * gain : 0, *levels = p->levels + p->level_places[bits];
+                    float *at = into + k;
+                    if (!bits) for (int64_t b = 0; b < blocks; b++) at[b * stride] = 0;
+                    else if (stride == 1 && bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b] = levels[c8[b]] * unit;
+                    else if (bits <= 8) for (int64_t b = 0; b < blocks; b++) at[b * stride] = levels[c8[b]] * unit;
+                    else unbend(c16, blocks, p->shift - (float)(1 << (bits - 1)), p->bends[bits], p->steps[bits] * unit, at, stride);
                 }
+                if (p->block_width > 1) WITH_CONSTANT(p->block_width, back_across(coefficients, blocks, N, matrix, row))
+            }
+            for (int64_t r = 0; r < rows; r++) {
+                float *block = to + (first + r) * p->block_height * p->width;
+                WITH_CONSTANT(p->block_height, back_down(rows_of + r * p->width, apart, N, p->width, p->cosines_height, p, mean, block))
             }
         }
     }
+}
+
+/* Rows of bytes and gains to samples of `x`. */
+FAST void memfit_decode(const Plan *plan, const uint8_t *in, const float *gains, int64_t samples, float *x, uint8_t *codes, float *floats) {
+    const Plan p = *plan;
+    for (int64_t sample = 0; sample < samples; sample++, x += p.planes * p.height * p.width, in += p.row_bytes) {
+        unpacked(&p, in, codes);
+        decoded(&p, codes, gains[sample], 0, p.planes, x, floats);
+    }
+}
+
+/* The same in two steps, for threads that share a sample. */
+FAST void memfit_unpack(const Plan *plan, const uint8_t *in, uint8_t *codes) {
+    const Plan p = *plan;
+    unpacked(&p, in, codes);
+}
+
+FAST void memfit_decode_planes(const Plan *plan, const uint8_t *codes, float gain, int64_t first, int64_t end, float *x, float *floats) {
+    const Plan p = *plan;
+    decoded(&p, codes, gain, first, end, x, floats);
 }

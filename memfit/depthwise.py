@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memfit import native
+from memfit.threads import by_pieces, threads
 
 MOST_KERNEL = 7  # MEMFIT_KERNEL of depthwise.c
 
@@ -87,8 +88,8 @@ class Depthwise:
 
     def _by_threads(self, count: int, work: Callable[[int, int, int], None]) -> None:
         floats = _library().memfit_depthwise_floats(self._sizes())
-        scratch = torch.empty(native.threads(), -(-floats // 16) * 16)
-        native.by_pieces(count, prod(self.shape), lambda start, stop, piece: work(start, stop, scratch[piece].data_ptr()))
+        scratch = torch.empty(threads(), -(-floats // 16) * 16)
+        by_pieces(count, prod(self.shape), lambda start, stop, piece: work(start, stop, scratch[piece].data_ptr()))
 
 
 def _library() -> ctypes.CDLL:

@@ -8,10 +8,9 @@ operations would, but for rounding. `python -m memfit.native` tells whether it i
 import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from memfit.positions import Positions
 from memfit.quantisers import MOST_MEANS, levels, quantisers
+from memfit.threads import LEAST_PIECE, at_once, by_pieces, threads
 from memfit.transform import BlockTransform, cosines
 
-MOST_THREADS = 4
 RUN = 512  # MEMFIT_RUN of coded.c
-LEAST_PIECE = 1 << 16  # elements worth a thread of their own
 
 
 class _Plan(ctypes.Structure):
@@ -51,6 +49,8 @@ def library() -> ctypes.CDLL | None:
     takes = {
         "encode": (pointer, pointer, integer, *[pointer] * 4),
         "decode": (pointer, pointer, pointer, integer, *[pointer] * 3),
+        "unpack": (pointer, pointer, pointer),
+        "decode_planes": (pointer, pointer, number, integer, integer, pointer, pointer),
         "rectify": (pointer, integer, number, number, number, pointer, pointer),
         "scale": (pointer, pointer, integer, number, number, pointer),
         "above_zero": (pointer, integer, pointer),
@@ -140,8 +140,26 @@ class NativeCoder:
             arrays = (codes[start:].data_ptr(), gains[start:].data_ptr(), stop - start, values[start:].data_ptr())
             native.memfit_decode(ctypes.byref(plan), *arrays, scratch, scratch + self._code_bytes)
 
-        self._by_threads(codes.shape[0], work)
+        if codes.shape[0] < threads() and values.numel() >= 2 * LEAST_PIECE:
+            self._by_planes(plan, codes, gains, values)
+        else:
+            self._by_threads(codes.shape[0], work)
         return values
+
+    def _by_planes(self, plan: _Plan, codes: Tensor, gains: Tensor, values: Tensor) -> None:
+        """Decode a sample at a time, some planes of it by each thread."""
+        native, floats = library(), -(-(self.scratch_bytes - self._code_bytes) // 64) * 64
+        scratch = torch.empty(self._code_bytes + threads() * floats, dtype=torch.uint8)
+        at = scratch.data_ptr()
+        assert native is not None
+        for sample, gain in enumerate(gains.tolist()):
+            native.memfit_unpack(ctypes.byref(plan), codes[sample].data_ptr(), at)
+            x = values[sample].data_ptr()
+
+            def work(first: int, end: int, piece: int, gain: float = gain, x: int = x) -> None:
+                native.memfit_decode_planes(ctypes.byref(plan), at, gain, first, end, x, at + self._code_bytes + piece * floats)
+
+            by_pieces(self.shape[0], values[sample].numel(), work)
 
     def _by_threads(self, samples: int, work: Callable[[int, int, int], None]) -> None:
         count = min(samples, threads())
@@ -150,11 +168,7 @@ class NativeCoder:
         size = -(-self.scratch_bytes // 64) * 64
         scratch = torch.empty(count * size, dtype=torch.uint8)
         cuts = [samples * n // count for n in range(count + 1)]
-        jobs = [(start, stop, scratch.data_ptr() + n * size) for n, (start, stop) in enumerate(pairwise(cuts))]
-        if count == 1:
-            work(*jobs[0])
-        else:
-            list(_pool().map(lambda job: work(*job), jobs))
+        at_once(count, lambda n: work(cuts[n], cuts[n + 1], scratch.data_ptr() + n * size))
 
 
 @cache
@@ -243,12 +257,12 @@ def expand(values: Tensor, packed: Tensor, first: int, counts: list[int], x: Ten
 
 def _by_rows(counts: list[int], work: Callable[[int, int], None]) -> None:
     """Do the work of each row, whose elements begin after those of the rows before it."""
-    places = list(accumulate(counts, initial=0))[:-1]
-    if len(counts) == 1 or threads() == 1 or sum(counts) < 2 * LEAST_PIECE:
-        for row, at in enumerate(places):
-            work(row, at)
+    places = list(accumulate(counts, initial=0))
+    if sum(counts) < 2 * LEAST_PIECE:
+        for row in range(len(counts)):
+            work(row, places[row])
     else:
-        list(_pool().map(work, range(len(counts)), places))
+        at_once(len(counts), lambda row: work(row, places[row]))
 
 
 def affine_gradients(grad: Tensor, x: Tensor | None, means_C: Tensor, scales_C: Tensor | None, sums_C: Tensor, dots_C: Tensor) -> None:
@@ -267,34 +281,6 @@ def affine_gradients(grad: Tensor, x: Tensor | None, means_C: Tensor, scales_C: 
         native.memfit_affine_gradients(*addresses, samples, channels, size, start, stop, sums_C.data_ptr(), dots_C.data_ptr())
 
     by_pieces(channels, grad.numel(), work)
-
-
-def by_pieces(count: int, elements: int, work: Callable[[int, int, int], None], unit: int = 1) -> None:
-    """Do the work for `count` things of so many elements in all, by as many threads as it is worth.
-
-    Args:
-        work: is given the first of a piece, the end of it, and its number.
-        unit: every piece but the last has a multiple of so many things.
-    """
-    pieces = max(1, min(threads(), elements // LEAST_PIECE))
-    cuts = [count * n // pieces // unit * unit for n in range(pieces)] + [count]
-    if pieces == 1:
-        work(0, count, 0)
-    else:
-        list(_pool().map(work, cuts[:-1], cuts[1:], range(pieces)))
-
-
-def threads() -> int:
-    """Samples that are coded at the same time."""
-    return min(MOST_THREADS, torch.get_num_threads())
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MOST_THREADS, "memfit-coded")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from memfit.operators.conv import CONVOLUTIONS
+from memfit.operators.conv import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from memfit.operators.linear import TRANSPOSED_LINEAR
 
 aten = torch.ops.aten
@@ -57,6 +57,18 @@ MAKING_TENSORS = frozenset(
 
 def is_frozen_batch_norm(node: Node) -> bool:
     return node.target is aten.batch_norm.default and node.args[5] is False
+
+
+def folded_norm(node: Node) -> Node | None:
+    """The frozen batch norm that alone reads the result of a convolution on batches, where both can have one backward; else None."""
+    if node.target not in CONVOLUTIONS or node.target in TRANSPOSED_CONVOLUTIONS or len(node.users) != 1:
+        return None
+    (norm,) = node.users
+    if not is_frozen_batch_norm(norm) or norm.args[0] is not node:
+        return None
+    value, weights = node.meta.get("val"), (node.args[1], norm.args[1])
+    of_batches = isinstance(value, Tensor) and value.dim() == CONVOLUTIONS[node.target] + 2
+    return norm if of_batches and all(isinstance(each, Node) and each.op == "get_attr" for each in weights) else None
 
 
 def aliases(node: Node) -> set[Node]:

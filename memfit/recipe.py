@@ -6,8 +6,9 @@ from typing import Any
 
 from memfit.program import BatchNormMode
 
-RECIPE_VERSION = 5
+RECIPE_VERSION = 6
 RECOMPUTE = "recompute"  # the technique whose settings are `sources`, operations that the value is worked out from again
+FOLD = "fold"  # that of a convolution's result that only a norm holds: not at all, as `memfit.operators.folded` has it
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from memfit.operators.again import MASK, REPEATED, Again
 from memfit.operators.attention import Attention, DroppedAttention
 from memfit.operators.conv import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, ConvArguments, convolution
 from memfit.operators.embedding import embedding
+from memfit.operators.folded import convolution_before_norm, norm_after_convolution
 from memfit.operators.held import Hold
 from memfit.operators.linear import TRANSPOSED_LINEAR, linear
 from memfit.operators.norm import frozen_batch_norm
@@ -30,6 +31,7 @@ from memfit.overwriting import (
     LEAKY_RELUS,
     RECTIFIERS,
     RELUS,
+    folded_norm,
     is_changed,
     is_frozen_batch_norm,
     overwritable,
@@ -37,13 +39,14 @@ from memfit.overwriting import (
     write_over,
 )
 from memfit.program import fingerprint, per_axis
-from memfit.recipe import RECOMPUTE, HeldForm, Recipe
+from memfit.recipe import FOLD, RECOMPUTE, HeldForm, Recipe
 
 aten = torch.ops.aten
 
 DROPPING = (nn.modules.dropout._DropoutNd, MaskedDropout, Attention, DroppedAttention)  # modules that draw random numbers in training
 
 HELD = "memfit_held_"
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 MAX_POOLINGS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
 POOLINGS: dict[Any, int] = {
     **MAX_POOLINGS,
@@ -132,7 +135,10 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     by_result = {node.name for node in nodes.values() if holds_its_result(module, node)}
     by_rows = {module.get_parameter(name) for name in recipe.rows}
     held_by: dict[str, dict[str, Node]] = {}  # for each holder, by the value that is held
-    holds = [(form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms]  # all chains, before the first rewriting
+    folded = {_foldable(nodes[each.value], each): nodes[each.value] for each in recipe.forms if each.technique == FOLD}
+    holds = [  # all chains, before the first rewriting
+        (form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms if form_plan.technique != FOLD
+    ]
     for form_plan, hold, tensors in holds:
         first = next(node for node in module.graph.nodes if node.name in form_plan.holders)
         with module.graph.inserting_before(first):
@@ -142,7 +148,11 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
             held_by.setdefault(holder, {})[form_plan.value] = held
     for node in list(nodes.values()):
         forms, over_gradient = held_by.get(node.name, {}), node.name in own_gradients
-        if holds_its_input(module, node):
+        if node in folded.values():
+            _use_before_norm(node, next(iter(node.users)), forms.pop(node.all_input_nodes[0].name, None))
+        elif node in folded:
+            _use_after_convolution(node)
+        elif holds_its_input(module, node):
             _use_own(node, forms.pop(node.all_input_nodes[0].name, None), over_gradient)
         elif drops_out(node) and repeated_inputs(node):
             _use_dropped_attention(module, node, forms)
@@ -195,6 +205,14 @@ def _hold(module: GraphModule, nodes: dict[str, Node], form_plan: HeldForm) -> t
     return HoldSources(chain), tuple(tensors)
 
 
+def _foldable(convolution: Node, form_plan: HeldForm) -> Node:
+    """The norm that a recipe folds into a convolution."""
+    norm = folded_norm(convolution)
+    if norm is None or form_plan.holders != (norm.name,):
+        raise ValueError(f"the plan folds {', '.join(form_plan.holders)} into {convolution.name}, which does not lead to it alone")
+    return norm
+
+
 def _parameter(module: GraphModule, embedding: Node) -> nn.Parameter | None:
     """The table that an embedding reads."""
     table = embedding.args[0]
@@ -210,8 +228,27 @@ def _use_own(node: Node, held: Node | None, over_gradient: bool) -> None:
     elif node.target is TRANSPOSED_LINEAR:
         _call(node, linear, (values["input"], values["weight"], values["bias"], held), transposed=True)
     else:
-        tensors = [values[name] for name in ("input", "weight", "bias", "running_mean", "running_var")]
-        _call(node, frozen_batch_norm, (*tensors, values["eps"], held), over_gradient=over_gradient)
+        tensors = [values[name] for name in NORM_TENSORS]
+        _call(node, frozen_batch_norm, (values["input"], *tensors, values["eps"], held), over_gradient=over_gradient)
+
+
+def _use_before_norm(node: Node, norm: Node, held: Node | None) -> None:
+    values, of_norm = arguments(node), arguments(norm)
+    with node.graph.inserting_before(node):  # the norm's own may come later
+        tensors = [
+            node.graph.get_attr(str(value.target)) if isinstance(value, Node) else value
+            for value in (of_norm[name] for name in NORM_TENSORS)
+        ]
+    _call(
+        node,
+        convolution_before_norm,
+        (values["input"], values["weight"], values["bias"], *tensors, of_norm["eps"], conv_arguments(node), held),
+    )
+
+
+def _use_after_convolution(node: Node) -> None:
+    values = arguments(node)
+    _call(node, norm_after_convolution, (values["input"], *(values[name] for name in NORM_TENSORS), values["eps"]))
 
 
 def conv_arguments(node: Node) -> ConvArguments:

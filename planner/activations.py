@@ -1,6 +1,7 @@
 """Every activation of a step with its holders, and the options that the menu has for it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from statistics import fmean
 
@@ -13,7 +14,7 @@ from memfit.rewriting import MAX_POOLINGS, drops_out, holds_its_result
 from planner.capture import TrainingGraph
 from planner.fidelity import Energies, Measured, holders_of_values
 from planner.menu import unbeaten
-from planner.plan import INDEX, MASK
+from planner.plan import FOLD, INDEX, MASK
 from planner.profile import Activation, Form, Holder, Option
 from planner.restoring import restore_bytes
 from planner.spectra import Spectra
@@ -58,6 +59,9 @@ def activations_of(
                     continue
                 forms.append(Form(value, served, tuple(option for option in options if option.technique != BITMAP), modes))
                 forms.append(Form(value, rectifier + served, tuple(option for option in options if option.technique == BITMAP)))
+        if storage.name in graph.folded and [structure.names[h.operation] for h in holders] == [graph.folded[storage.name].name]:
+            fold = fold_option(graph, nodes[storage.name])
+            forms = [replace(form, options=(*form.options, fold)) for form in forms] or [Form(storage.name, (0,), (fold,))]
         for n, holder in enumerate(holders):
             node = nodes.get(structure.names[holder.operation])
             if (
@@ -146,6 +150,7 @@ def _options(measured: list[Measured], value: str, holders: list[Node], graph: T
                 each.seconds,
                 shipped_bytes=cost.shipped_bytes,
                 batch_losses=in_means(each.batch_losses),
+                folded_energy={name: fmean(energies) for name, energies in each.folded_energy.items()} if lost else {},
             )
         )
     techniques = dict.fromkeys(option.technique for option in options)
@@ -164,6 +169,12 @@ def index_option(shape: tuple[int, ...]) -> Option:
     windows = prod(shape)
     workspace = 3 * 8 * min(windows, max(prod(shape[2:]), RANGE_WINDOWS))
     return Option(INDEX, {}, windows, workspace, workspace, {}, mask_seconds(8 * windows))
+
+
+def fold_option(graph: TrainingGraph, convolution: Node) -> Option:
+    """No bytes of a convolution's result that its norm alone holds; the weight takes the norm's scale in backward."""
+    weight = str(graph.weight_of(convolution))
+    return Option(FOLD, {}, 0, 0, graph.module.get_parameter(weight).nbytes, {}, 0.0, by_gradient_of=weight)
 
 
 def mask_option(elements: int) -> Option:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from memfit.overwriting import changes_its_input, overwritable
+from memfit.overwriting import changes_its_input, folded_norm, overwritable
 from memfit.program import BatchNormMode, fingerprint, training_module
 from memfit.recipe import Recipe
 from memfit.rewriting import DROPPING, holds_its_input, makes_held, may_hold_bits, repeated_inputs, rewrite
@@ -85,6 +85,19 @@ class TrainingGraph:
     def repeated(self) -> dict[str, tuple[Node, ...]]:
         """For each operation that may work itself out again for its gradient, the activations it does that from."""
         return {node.name: inputs for node in self.operations if (inputs := repeated_inputs(node))}
+
+    @cached_property
+    def folded(self) -> dict[str, Node]:
+        """For each convolution that a norm may be folded into, whose weights no other operations read: the norm."""
+        found = {node.name: norm for node in self.operations if (norm := folded_norm(node)) is not None}
+        uses = Counter(name for node in self.operations for name in self.parameter_names(node))
+
+        def alone(node: Node) -> bool:
+            weight = self.weight_of(node)
+            return weight is not None and uses[weight] == 1
+
+        nodes = {node.name: node for node in self.operations}
+        return {name: norm for name, norm in found.items() if alone(nodes[name]) and alone(norm)}
 
     @cached_property
     def overwritable(self) -> dict[str, Node]:

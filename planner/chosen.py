@@ -7,7 +7,7 @@ from planner.plan import KEEP, NOT_NEEDED, ActivationChoice, ParameterChoice, Pl
 from planner.profile import Profile
 from planner.request import PlanRequest
 from planner.search import Solution
-from planner.timeline import Choices, Timeline
+from planner.timeline import Choices, Timeline, losses
 from planner.trainable import trainable
 
 
@@ -59,17 +59,17 @@ def fidelity_range(program: IntegerProgram, choices: Choices) -> tuple[float, fl
         of_batches = parameter.gradient_energy * np.array(parameter.batch_energies or (1.0,))
         energy += of_batches
         lost += of_batches * (parameter.name not in choices.trained)
+    of_forms = losses(program.timeline.step, choices)
     for (a, f), o in choices.forms.items():
         option = program.timeline.step.activations[a].forms[f].options[o]
-        mean = sum(energy for name, energy in option.lost_energy.items() if name in choices.trained)
-        lost += mean * np.array(option.batch_losses or (1.0,))
+        lost += sum(of_forms[a, f].values()) * np.array(option.batch_losses or (1.0,))
     fidelities = 1.0 - lost / energy
     return float(fidelities.min()), float(fidelities.max())
 
 
 def activation_choices(timeline: Timeline, choices: Choices) -> tuple[ActivationChoice, ...]:
     """How each activation is held."""
-    operations = timeline.step.operations
+    operations, of_forms = timeline.step.operations, losses(timeline.step, choices)
     rows = []
     for a, activation in enumerate(timeline.step.activations):
         names = tuple(operations[h.operation].name for h in activation.holders)
@@ -92,7 +92,7 @@ def activation_choices(timeline: Timeline, choices: Choices) -> tuple[Activation
         for f, o in held:
             form = activation.forms[f]
             option = form.options[o]
-            lost = sum(energy for name, energy in option.lost_energy.items() if name in choices.trained)
+            lost = sum(of_forms[a, f].values())
             served = tuple(names[h] for h in form.holders)
             rows.append(
                 ActivationChoice(

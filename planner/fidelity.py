@@ -10,7 +10,7 @@ Source: random signs for norms, Achlioptas 2003.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
 from time import perf_counter
@@ -37,11 +37,14 @@ COMBINATIONS = 16  # of a layer's outputs; a layer with fewer than four times as
 
 @dataclass(slots=True)
 class Measured:
-    """One candidate's lost energy, for each weight that would train from it and each batch; and its seconds a step."""
+    """One candidate's lost energy, for each weight that would train from it and each batch; that of weights of norms that may be
+    folded into these operations, if they are; and its seconds a step.
+    """
 
     candidate: Candidate
     lost_energy: dict[str, list[float]]
     seconds: float = 0.0
+    folded_energy: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def batch_losses(self) -> list[float]:
@@ -121,18 +124,27 @@ def measure_energies(
     first = {each[0] for each in holders_of_values(graph).values()}
     held: dict[str, list[Held]] = {}
     module = graph.exact_without_dropout
+    norms = {norm.name for name, norm in graph.folded.items() if name in holders}
+    of_norms: dict[str, tuple[tuple[Any, ...], Tensor]] = {}  # what a norm was given beside its input, and the gradient of its result
 
     def observe(node: Node, args: tuple[Any, ...], result: Any) -> None:
+        if node.name in norms:
+            result.register_hook(lambda grad: of_norms.update({node.name: (args[1:], grad.clone())}))  # which is written over
         if node.name not in holders or not isinstance(result, Tensor) or not result.requires_grad:
             return
-        x, weight = args[0].detach(), weights[node.name]
+        x, weight, norm = args[0].detach(), weights[node.name], graph.folded.get(node.name)
         value = holders[node.name]
 
         def compare(grad: Tensor) -> None:
             nonlocal done
             with torch.no_grad():
                 gradient, left = _gradient_of(node, args, grad), partial(_features_left, node, args, tuple(grad.shape))
-                _compare(energies.candidates[value], held.setdefault(value, []), energies.batches, weight, uses[weight], x, gradient, left)
+                # The errors of a weight used several times may point the same way: ‖Σ eᵢ‖² ≤ uses · Σ ‖eᵢ‖².
+                lost: dict[str, Callable[[Tensor], float]] = {weight: lambda error: uses[weight] * _energy(gradient(error))}
+                if norm is not None:
+                    of_norm = _folded_gradient(args, *of_norms.pop(norm.name))
+                    lost[str(graph.weight_of(norm))] = lambda error: _energy(of_norm(error))
+                _compare(energies.candidates[value], held.setdefault(value, []), energies.batches, weight, x, lost, left)
             if node.name in first:
                 del held[value]
             done += 1
@@ -166,11 +178,13 @@ def _compare(
     held: list[Held],
     batch: int,
     weight: str,
-    uses: int,
     x: Tensor,
-    weight_gradient: Callable[[Tensor], Tensor],
+    lost_by: dict[str, Callable[[Tensor], float]],
     left_by: Callable[[Form], int | None],
 ) -> None:
+    """Args:
+    weight: that trains from `x`. The others of `lost_by` are of norms folded into its operation.
+    """
     decompose = _remembering(x)
     for number, each in enumerate(measured):
         form = each.candidate.form
@@ -186,12 +200,16 @@ def _compare(
         else:
             restored = form.restore(held[number], x.shape, 0, x.shape[0])
             each.seconds = perf_counter() - started
-        lost = float(weight_gradient(restored.sub_(x)).double().square_().sum())
-        # The errors of a weight used several times may point the same way: ‖Σ eᵢ‖² ≤ uses · Σ ‖eᵢ‖².
-        of_batches = each.lost_energy.setdefault(weight, [])
-        if len(of_batches) == batch:
-            of_batches.append(0.0)
-        of_batches[batch] += uses * lost
+        error = restored.sub_(x)
+        for name, lost in lost_by.items():
+            of_batches = (each.lost_energy if name == weight else each.folded_energy).setdefault(name, [])
+            if len(of_batches) == batch:
+                of_batches.append(0.0)
+            of_batches[batch] += lost(error)
+
+
+def _energy(gradient: Tensor) -> float:
+    return float(gradient.double().square_().sum())
 
 
 def _remembering(x: Tensor) -> Decompose:
@@ -225,6 +243,31 @@ def _gradient_of(node: Node, args: tuple[Any, ...], grad: Tensor) -> Callable[[T
             grad = grad @ _signs(grad.shape[-1], grad).mT
         return lambda x: linear.weight_gradient(grad, x)
     return lambda x: norm.weight_gradient(grad, x, args[3], args[4], args[5])
+
+
+def _folded_gradient(args: tuple[Any, ...], norm: tuple[Any, ...], grad: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of a norm's weight as a function of the input of the convolution that the norm is folded into; of many channels,
+    that of some drawn by how much they may have of it, whose energy is on average the same.
+
+    Args:
+        args, norm: what the convolution was given, and the norm beside its input.
+        grad: of the norm's result.
+    """
+    _, weight, _, settings = args[:4]
+    _, _, _, variance, eps = norm[:5]
+    scale_O = (variance + eps).rsqrt()
+    if settings.groups == 1 and len(scale_O) >= 4 * COMBINATIONS:
+        share_O = weight.flatten(1).double().square().sum(1) * grad.double().square().sum([a for a in range(grad.dim()) if a != 1])
+        share_O = share_O * scale_O.double().square() + torch.finfo(torch.double).tiny
+        drawn = torch.multinomial(share_O, COMBINATIONS, replacement=True, generator=torch.Generator().manual_seed(len(scale_O)))
+        weight, grad = weight[drawn], grad[:, drawn]
+        scale_O = scale_O[drawn] * (share_O[drawn] / share_O.sum() * COMBINATIONS).rsqrt().to(scale_O.dtype)
+
+    def gradient(x: Tensor) -> Tensor:
+        result = conv.convolve(x, weight, None, settings)
+        return result.mul_(grad).sum([axis for axis in range(grad.dim()) if axis != 1]).mul_(scale_O)
+
+    return gradient
 
 
 def _features_left(node: Node, args: tuple[Any, ...], result_shape: tuple[int, ...], form: Form) -> int | None:

@@ -212,7 +212,8 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
                     made.add("saved", compress, release, at_option, option.held_bytes)
                     made.add("transient", compress, compress, at_option, option.compress_bytes)
                     if option.restore_bytes:
-                        for restore, ranged_bytes in restores:
+                        folded = option.by_gradient_of is not None  # the convolution's weight takes the norm's scale
+                        for restore, ranged_bytes in [(at("backward", activation.born), 0)] if folded else restores:
                             made.add("transient", restore, restore, at_option, option.restore_bytes + ranged_bytes)
             column += len(form.options)
 

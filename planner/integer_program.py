@@ -12,7 +12,7 @@ from scipy.sparse import vstack
 from planner.decoding import whole_choices
 from planner.highs import Relaxation, Rows, Solved, Values, solve
 from planner.rows import ProgramRows
-from planner.timeline import Choices, Timeline, exact_choices
+from planner.timeline import Choices, Timeline, exact_choices, losses
 
 TIME_PRICE = 1e-6  # of the objective, for one plain step of time: breaks ties, never buys fidelity worth measuring
 OPTION_PRICE = 1e-3  # of a plain step: between ways of the same time, the one with fewer options
@@ -304,10 +304,9 @@ class IntegerProgram:
     def lost(self, choices: Choices) -> dict[str, float]:
         """Share of each trainable parameter's energy that is lost."""
         lost = {name: 0.0 if name in choices.trained else 1.0 for name in self.weight}
-        for (a, f), o in choices.forms.items():
-            for name, energy in self.timeline.step.activations[a].forms[f].options[o].lost_energy.items():
-                if name in choices.trained:
-                    lost[name] += energy / self.rows.energies[name]
+        for of_form in losses(self.timeline.step, choices).values():
+            for name, energy in of_form.items():
+                lost[name] += energy / self.rows.energies[name]
         return lost
 
     def fidelity(self, choices: Choices) -> float:

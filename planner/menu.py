@@ -51,9 +51,16 @@ def unbeaten(options: Iterable[Option]) -> list[Option]:
 
 def _unbeaten_in_all(options: list[Option]) -> list[Option]:
     """Of options that lose of the same parameters, those that no other is nowhere worse than; of equal ones the first."""
-    names = list(options[0].lost_energy)
+    names, folded = list(options[0].lost_energy), list(options[0].folded_energy)
     costs_OC = np.array(
-        [(o.held_bytes, o.shipped_bytes, o.compress_bytes, o.restore_bytes, *(o.lost_energy[name] for name in names)) for o in options]
+        [
+            (
+                *(o.held_bytes, o.shipped_bytes, o.compress_bytes, o.restore_bytes),
+                *(o.lost_energy[name] for name in names),
+                *(o.folded_energy[name] for name in folded),
+            )
+            for o in options
+        ]
     )
     no_worse_OO = (costs_OC[:, None] <= costs_OC[None]).all(2)  # the row's option than the column's
     beats_OO = no_worse_OO & (~no_worse_OO.T | np.triu(no_worse_OO, 1))

@@ -7,7 +7,7 @@ from planner.request import BudgetScope, Optimizer
 
 # The techniques that compress nothing; the names of the others are those of `memfit.forms`.
 KEEP, MASK, INDEX, NOT_NEEDED = "keep", "mask", "index", "not needed"
-RECOMPUTE = "recompute"  # as in `memfit.recipe`, which needs torch
+RECOMPUTE, FOLD = "recompute", "fold"  # as in `memfit.recipe`, which needs torch
 
 
 # Ways to run the whole step, which requests may allow or forbid like techniques.
@@ -15,7 +15,7 @@ MICRO_BATCH, EARLY_UPDATE, SLICES = "micro_batch", "early_update", "slices"
 
 # As `memfit.forms`, which needs torch.
 FORMS = ("svd", "hosvd", "basis", "subspace", "coded", "int8", "int4", "bfloat16", "patch_mean", "bitmap")
-TECHNIQUES = (KEEP, MASK, INDEX, RECOMPUTE, *FORMS, MICRO_BATCH, EARLY_UPDATE, SLICES)  # that requests may name
+TECHNIQUES = (KEEP, MASK, INDEX, RECOMPUTE, FOLD, *FORMS, MICRO_BATCH, EARLY_UPDATE, SLICES)  # that requests may name
 
 
 @dataclass(frozen=True, slots=True)

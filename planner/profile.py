@@ -114,6 +114,8 @@ class Option:
         shipped_bytes: of tensors that the checkpoint brings for it, and of tables that the first step makes from them: they live as long
             as the model.
         batch_losses: what is lost in each batch, of all parameters together, in means. Empty where it was measured in one batch.
+        by_gradient_of: the parameter with whose gradient that of the option's holder is worked out: it has to train too.
+        folded_energy: for each norm's weight whose gradient may be worked out with those that train from this form, what it loses then.
     """
 
     technique: str
@@ -126,6 +128,8 @@ class Option:
     sources: tuple[int, ...] = ()
     shipped_bytes: int = 0
     batch_losses: tuple[float, ...] = ()
+    by_gradient_of: str | None = None
+    folded_energy: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class ProgramRows:
     @cached_property
     def rows(self) -> Rows:
         """Those that hold for every plan; then the loss; then the seconds. Those of moments come as they are wanted."""
-        fixed = [*self._flow(), *self._cover(), *self._sources(), *self._lose()]
+        fixed = [*self._flow(), *self._cover(), *self._sources(), *self._folded(), *self._lose()]
         fixed.append(({self.at.parameter[name]: 1.0 for name in self.weight}, 1.0))  # a plan trains something
         loss: Values = np.zeros(self.columns)
         loss[self.losses : self.peak] = 1.0
@@ -108,6 +108,32 @@ class ProgramRows:
             for source in self.options[column].sources:
                 rows.setdefault((a, f, source), {self.at.wholes + source: 1.0})[column] = -1.0
         yield from ((row, 0.0) for row in rows.values())
+
+    def _folded(self) -> Iterator[Row]:
+        """A norm folds into a convolution whose weight trains, and then its own loses what that's forms lose of it.
+
+        One row says so of what all of them lose, if what they could lose at most is taken off while the norm is not folded.
+        """
+        columns = {
+            self.step.activations[a].holders[self.step.activations[a].forms[f].holders[0]].parameter: column
+            for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options)
+            if self.options[column].by_gradient_of is not None
+        }
+        for column in columns.values():
+            yield {self.at.parameter[str(self.options[column].by_gradient_of)]: 1.0, column: -1.0}, 0.0
+        lost: dict[str, dict[int, float]] = {}
+        for column, option in self.options.items():
+            for name, energy in option.folded_energy.items():
+                if name in self.loss_at and name in columns:
+                    lost.setdefault(name, {})[column] = min(1.0, energy / self.energies[name]) * self.weight[name]
+        forms = {column: (a, f) for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options)}
+        for name, shares in lost.items():
+            most: dict[tuple[int, int], float] = {}
+            for column, share in shares.items():
+                most[forms[column]] = max(most.get(forms[column], 0.0), share)
+            off = sum(most.values())
+            yield {self.loss_at[name]: 1.0, columns[name]: -off, **{column: -share for column, share in shares.items()}}, -off
+            yield from ((dict.fromkeys(self._options_of[form], -1.0), -1.0) for form in most)
 
     def _lose(self) -> Iterator[Row]:
         """A frozen parameter loses its weight; a trained one what its forms lose.

@@ -210,6 +210,21 @@ def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:
     return passes
 
 
+def losses(step: Step, choices: Choices) -> dict[tuple[int, int], dict[str, float]]:
+    """Energy that each held form, by activation and form, loses of trained parameters."""
+    held = {(a, f): step.activations[a].forms[f].options[o] for (a, f), o in choices.forms.items()}
+    folded = {
+        step.activations[a].holders[step.activations[a].forms[f].holders[0]].parameter
+        for (a, f), option in held.items()
+        if option.by_gradient_of is not None
+    }
+    return {
+        at: {name: energy for name, energy in option.lost_energy.items() if name in choices.trained}
+        | {name: energy for name, energy in option.folded_energy.items() if name in folded & choices.trained}
+        for at, option in held.items()
+    }
+
+
 def exact_choices(step: Step, trained: frozenset[str]) -> Choices:
     """Keep whole whatever the trained parameters need."""
     passes = gradient_flow(step, trained)

@@ -17,8 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from memfit.allotment import code_deviations
 from memfit.forms.form import Held
-from memfit.native import NativeCoder, library, threads
+from memfit.native import NativeCoder, library
 from memfit.positions import Positions
+from memfit.threads import threads
 from memfit.transform import BlockTransform
 from memfit.tucker import Decompose, decompose_mode
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memfit import native
 from memfit.depthwise import Depthwise, depthwise
-from memfit.forms import Held
+from memfit.forms import Held, Projection
 from memfit.operators import directions
 from memfit.operators.held import HeldTensor, Restorable, no_view, restored_ranges, unpacked
 from memfit.process_memory import make_room
@@ -68,11 +68,7 @@ class _Convolution(torch.autograd.Function):
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         kept: Held = () if not weight_grad else held if form is not None else (x,)
         ctx.save_for_backward(weight if input_grad else None, *kept)
-        make_room(2 * _result_bytes(x, weight, arguments))  # once more, if the kernel lays it out its own way
-        in_c = _in_c(arguments, x.shape, weight.shape, x, weight, *(() if bias is None else (bias,)))
-        if in_c is not None:
-            return in_c.convolve(x, weight, bias)
-        return no_view(torch.convolution(x, weight, bias, *arguments.as_torch_has_them))
+        return convolve(x, weight, bias, arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,15 +82,21 @@ class _Convolution(torch.autograd.Function):
             grad_x, grad_weight, grad_bias = _backward(grad, kept[0], weight, ctx.arguments, (input_grad, True, bias_grad))
             return (grad_x, grad_weight, grad_bias, None, None)
         if input_grad:
-            grad_x = _input_gradient(ctx, grad, weight)
+            grad_x = input_gradient(grad, weight, ctx.shape, ctx.arguments)
         if bias_grad:
             grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
         if weight_grad:
-            if ctx.form is None:
-                grad_weight = weight_gradient(grad, kept[0], ctx.weight_shape, ctx.arguments)
-            else:
-                grad_weight = _weight_gradient(ctx, grad, tuple(kept))
+            grad_weight = held_weight_gradient(grad, ctx.form, tuple(kept), ctx.shape, ctx.weight_shape, ctx.arguments)
         return (grad_x, grad_weight, grad_bias, None, None, *(None for _ in ctx.needs_input_grad[5:]))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
+    """The convolution, without autograd."""
+    make_room(2 * _result_bytes(x, weight, arguments))  # once more, if the kernel lays it out its own way
+    in_c = _in_c(arguments, x.shape, weight.shape, x, weight, *(() if bias is None else (bias,)))
+    if in_c is not None:
+        return in_c.convolve(x, weight, bias)
+    return no_view(torch.convolution(x, weight, bias, *arguments.as_torch_has_them))
 
 
 def _result_bytes(x: Tensor, weight: Tensor, arguments: ConvArguments) -> int:
@@ -115,20 +117,30 @@ def _backward(
     return aten.convolution_backward(grad, x, weight, bias_sizes, *arguments.as_torch_has_them, list(wanted))  # type: ignore[no-any-return]
 
 
-def _weight_gradient(ctx: Any, grad: Tensor, held: Held) -> Tensor | None:
-    """From the input as it is held in a form."""
-    arguments, shape, total = ctx.arguments, ctx.weight_shape, None
-    left = features_left(ctx.form, ctx.shape, shape, grad.shape, arguments)
-    for samples, x in restored_ranges(ctx.form, held, ctx.shape, grad.element_size(), left):
-        read = (x.shape[1], *shape[1:]) if arguments.transposed else (shape[0], x.shape[1] // arguments.groups, *shape[2:])
+def held_weight_gradient(
+    grad: Tensor, form: Restorable | None, held: Held, shape: torch.Size, weight_shape: torch.Size, arguments: ConvArguments
+) -> Tensor:
+    """Gradient of the weight from the input of that shape, held in a form, or whole where that is None."""
+    if form is None:
+        return weight_gradient(grad, held[0], weight_shape, arguments)
+    left, total = features_left(form, shape, weight_shape, grad.shape, arguments), None
+    for samples, x in restored_ranges(form, held, shape, grad.element_size(), left):
+        read = (
+            (x.shape[1], *weight_shape[1:])
+            if arguments.transposed
+            else (weight_shape[0], x.shape[1] // arguments.groups, *weight_shape[2:])
+        )
         part = weight_gradient(grad[samples], x, torch.Size(read), arguments)
         total = part if total is None else total.add_(part)
         del x, part
-    if left is None or total is None:
+    if total is None:  # no samples
+        return grad.new_zeros(weight_shape)
+    if left is None:
         return total
+    assert isinstance(form, Projection)
     axis = 0 if arguments.transposed else 1
-    directions_CR = ctx.form.directions(held, ctx.shape, left)
-    return multiply_mode(as_mode(total.contiguous(), axis, axis + 1), directions_CR).view(shape)
+    directions_CR = form.directions(held, shape, left)
+    return multiply_mode(as_mode(total.contiguous(), axis, axis + 1), directions_CR).view(weight_shape)
 
 
 def features_left(
@@ -174,21 +186,21 @@ def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments
     return result
 
 
-def _input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of `grad` that is transposed if the operation's is not, and is not if it is. (`convolution_backward` would ask
-    for the input and copy even an empty stand-in.)
+def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, arguments: ConvArguments) -> Tensor:
+    """Gradient of the input of that shape: the convolution of `grad` that is transposed if the operation's is not, and is not if it is.
+    (`convolution_backward` would ask for the input and copy even an empty stand-in.)
     """
-    in_c = _in_c(ctx.arguments, ctx.shape, weight.shape, grad, weight)
+    in_c = _in_c(arguments, shape, weight.shape, grad, weight)
     if in_c is not None:
         return in_c.input_gradient(grad, weight)
-    stride, padding, dilation, transposed, _, groups = ctx.arguments.as_torch_has_them
-    if _is_pointwise(weight.shape, ctx.arguments) and grad.is_contiguous():
+    stride, padding, dilation, transposed, _, groups = arguments.as_torch_has_them
+    if _is_pointwise(weight.shape, arguments) and grad.is_contiguous():
         weight_OC = weight.flatten(1).mT if transposed else weight.flatten(1)
-        return torch.matmul(weight_OC.mT, grad.flatten(2)).view(ctx.shape)
-    axes = zip(ctx.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        return torch.matmul(weight_OC.mT, grad.flatten(2)).view(shape)
+    axes = zip(shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     if transposed:
         result = torch.convolution(grad, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
-        for axis, size in enumerate(ctx.shape[2:], start=2):  # more places where the output's padding is a stride or more
+        for axis, size in enumerate(shape[2:], start=2):  # more places where the output's padding is a stride or more
             result = result.narrow(axis, 0, size)
         return result.contiguous()
     unread = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]

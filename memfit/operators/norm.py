@@ -34,13 +34,9 @@ class _FrozenBatchNorm(torch.autograd.Function):
         kept: Held = () if not ctx.needs_input_grad[1] else held if form is not None else (x,)
         ctx.eps, ctx.form, ctx.shape, ctx.itemsize, ctx.over_gradient = eps, form, x.shape, x.element_size(), over_gradient
         ctx.save_for_backward(weight, mean, variance, *kept)
-        make_room(0 if over_input else x.nbytes)
-        if not over_input:
-            return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-        ctx.mark_dirty(x)
-        statistics = {"save_mean": mean.new_empty(0), "save_invstd": mean.new_empty(0)}
-        torch.ops.aten.native_batch_norm.out(x, weight, bias, mean, variance, False, 0.0, eps, out=x, **statistics)
-        return x
+        if over_input:
+            ctx.mark_dirty(x)
+        return normalise(x, weight, bias, mean, variance, eps, over_input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -68,11 +64,34 @@ class _FrozenBatchNorm(torch.autograd.Function):
                     part = weight_gradient(grad[samples], x, mean, variance, ctx.eps)
                     grad_weight = part if grad_weight is None else grad_weight.add_(part)
             if bias_grad:
-                grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1])
+                grad_bias = channel_sums(grad).to(grad.dtype)
         if input_grad:
             scale = scale_C.view(-1, *[1] * (grad.dim() - 2))
             grad_x = grad if in_c and over_gradient else grad.mul_(scale) if over_gradient else grad * scale
         return (grad_x, grad_weight, grad_bias, *(None for _ in ctx.needs_input_grad[3:]))
+
+
+def normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, over_input: bool
+) -> Tensor:
+    """The norm, without autograd."""
+    if not over_input:
+        make_room(x.nbytes)
+        return torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+    make_room(0)
+    statistics = {"save_mean": mean.new_empty(0), "save_invstd": mean.new_empty(0)}
+    torch.ops.aten.native_batch_norm.out(x, weight, bias, mean, variance, False, 0.0, eps, out=x, **statistics)
+    return x
+
+
+def channel_sums(grad: Tensor) -> Tensor:
+    """Σ of each channel of (B, C, ...): (C,)."""
+    if not native.takes(grad):
+        return grad.sum([axis for axis in range(grad.dim()) if axis != 1])
+    sums_C: Tensor
+    sums_C, dots_C = grad.new_zeros(2, grad.shape[1], dtype=torch.float64)
+    native.affine_gradients(grad, None, sums_C, None, sums_C, dots_C)
+    return sums_C
 
 
 def weight_gradient(grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:

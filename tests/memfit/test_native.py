@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from memfit import native
 from memfit.forms import Coded, Held, coded
 from memfit.native import library
 from memfit.positions import Positions
@@ -82,3 +83,21 @@ def test_dithered_values_are_restored_alike_and_bounds_are_kept() -> None:
         restored = form.restore(held, x.shape, 0, 4)
         torch.testing.assert_close(restored, restored_by_torch(form, held, x.shape), rtol=1e-5, atol=1e-5)
         assert float(restored.min()) >= 0 and float(restored.max()) <= 1
+
+
+@pytest.mark.parametrize("block", [4, 8])
+def test_threads_that_share_a_sample_restore_what_one_does(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, side = 40, 64
+    table = torch.randint(150, 256, (features * block**2,), dtype=torch.uint8)
+    form = Coded(1, (block, block), 20_000, 2.0, (0.0, 6.0), False, torch.full((features,), 0.4), None, table)
+    x = random((3, features, side, side), 0).float()
+    x[1, 3, 2, 1] = float("nan")
+    held = form.compress(x)
+    whole = form.restore(held, x.shape, 0, 3)  # one sample each by three threads
+    for team in (2, 4):
+        monkeypatch.setattr(native, "threads", lambda team=team: team)
+        for sample in range(3):
+            torch.testing.assert_close(
+                form.restore(held, x.shape, sample, sample + 1), whole[sample : sample + 1], rtol=0, atol=0, equal_nan=True
+            )
+    assert whole[1].isnan().all() and whole[[0, 2]].isfinite().all()

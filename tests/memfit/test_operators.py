@@ -13,6 +13,7 @@ from torch import Tensor
 from memfit.forms import Basis, Bfloat16, Bitmap, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.operators import held
 from memfit.operators.conv import ConvArguments, convolution
+from memfit.operators.folded import convolution_before_norm, norm_after_convolution
 from memfit.operators.held import HeldTensor, Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
@@ -208,6 +209,39 @@ def test_frozen_batch_norm(data: st.DataObject, spatial: list[int], seed: int) -
     assert relative_error(our_x, x_grad) <= CLOSE
     assert relative_error(our_weight, weight_grad) <= CLOSE
     assert relative_error(our_bias, bias_grad) <= CLOSE
+
+
+@given(case=convolutions().filter(lambda case: not case["arguments"].transposed), over=st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_a_norm_folded_into_a_convolution(case: dict[str, Any], over: bool) -> None:
+    seed, form, arguments, channels = case["seed"], case["form"], case["arguments"], (case["outputs"],)
+    x, weight = random(case["x"], seed).requires_grad_(), random(case["weight"], seed + 1).requires_grad_()
+    bias = random(channels, seed + 2).requires_grad_() if case["bias"] else None
+    norm_weight, norm_bias, mean = (random(channels, seed + n) for n in (3, 4, 5))
+    norm_weight[0] = 0.0  # as a block's last norm often starts
+    norm_weight.requires_grad_()
+    norm_bias.requires_grad_()
+    variance = random(channels, seed + 6).square() + 0.1
+
+    def whole(x: Tensor) -> Tensor:
+        return F.batch_norm(dense(x, weight, bias, arguments), mean, variance, norm_weight, norm_bias, False, 0.0, 1e-5)
+
+    norm = (norm_weight, norm_bias, mean, variance, 1e-5)
+    result = convolution_before_norm(x, weight, bias, *norm, arguments, hold(form, x))
+    parameters = {t.data_ptr() for t in (weight, bias, *norm[:4]) if t is not None}
+    kept = {t.data_ptr(): t.untyped_storage().nbytes() for t in result.grad_fn.saved_tensors if t is not None}  # type: ignore[union-attr]
+    assert sum(size for at, size in kept.items() if at not in parameters) == (
+        x.nbytes
+        if form is None
+        else sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in hold(form, x).tensors}.values())  # type: ignore[union-attr]
+    )
+    ours = norm_after_convolution(result, *norm, over_input=over)
+    assert relative_error(ours, whole(x)) <= CLOSE
+    our_x, our_weight, our_norm, *our_biases = gradients(ours, [x, weight, norm_weight, norm_bias, bias], seed)
+    x_grad, _, _, *bias_grads = gradients(whole(x), [x, weight, norm_weight, norm_bias, bias], seed)
+    weight_grad, norm_grad = gradients(whole(restored(form, x.detach())), [weight, norm_weight], seed)
+    for one, other in zip([our_x, our_weight, our_norm, *our_biases], [x_grad, weight_grad, norm_grad, *bias_grads], strict=True):
+        assert relative_error(one, other) <= CLOSE
 
 
 def saved_bytes(output: Tensor) -> int:

@@ -14,16 +14,18 @@ tenths = st.integers(1, 9).map(lambda n: n / 10)
 def small_profiles(draw: st.DrawFn, steps: int = 2) -> Profile:
     """Profiles of a whole batch and, with the `steps` after the first, of parts of it."""
     count = draw(st.integers(2, 4))
+    norm = draw(st.sampled_from((0, 1, count - 1, count - 1)))  # reads the one before, alone, unless it is the first
     parameters, reads, inputs = [], [], []
     for i in range(count):
-        has_weight = draw(st.booleans()) or i == 0
+        has_weight = draw(st.booleans()) or i == 0 or (norm and i in (norm - 1, norm))
         reads.append((f"w{i}",) if has_weight else ())
         if has_weight:
             parameters.append(Parameter(f"w{i}", (1,), draw(st.integers(1, 4)), float(draw(st.integers(1, 9)))))
-        inputs.append(tuple(sorted({i - 1, draw(st.integers(0, i - 1))})) if i else ())
+        read = {i - 1, draw(st.integers(0, i - 1))} if i and i != norm else set(range(i - 1, i)) if i else set()
+        inputs.append(tuple(sorted({i - 1 if norm and each == norm - 1 and i > norm else each for each in read})))
     if count > 2 and draw(st.booleans()):
         reads[-1] = (*reads[-1], "w0")  # tied
-    structure = draw(activations(reads, inputs, parameters))
+    structure = draw(activations(reads, inputs, parameters, norm))
     by_rows = frozenset(p.name for p in parameters if not draw(st.integers(0, 2)))
     sizes = [4, 2, 1][: draw(st.integers(1, steps))]
     splits = tuple(f"op{i}" for i in range(count - 1) if all(i <= min(inputs[j]) for j in range(i + 1, count)) and not tied(reads, i))
@@ -101,13 +103,16 @@ def step(
 
 @st.composite
 def activations(
-    draw: st.DrawFn, reads: list[tuple[str, ...]], inputs: list[tuple[int, ...]], parameters: list[Parameter]
+    draw: st.DrawFn, reads: list[tuple[str, ...]], inputs: list[tuple[int, ...]], parameters: list[Parameter], norm: int
 ) -> tuple[Activation, ...]:
     made: list[Activation] = []
     for i in range(len(reads) - 1):
         readers = [j for j in range(i + 1, len(reads)) if i in inputs[j]] or [i + 1]
         size = draw(st.integers(1, 9))
-        holders = [Holder(j, "weight", reads[j][0]) if reads[j] and draw(st.booleans()) else Holder(j, "gradient") for j in readers]
+        holders = [
+            Holder(j, "weight", reads[j][0]) if reads[j] and (j in (norm - 1, norm) or draw(st.booleans())) else Holder(j, "gradient")
+            for j in readers
+        ]
         menu = draw(forms(holders, size, parameters))
         sources = [a for a, other in enumerate(made) if min(h.operation for h in other.holders) <= min(readers)]
         if menu and sources:  # worked out again from what is whole
@@ -116,7 +121,35 @@ def activations(
             again = Option("recompute", settings, 0, 0, draw(amounts), {}, draw(st.integers(0, 2)) / 10, (source,))
             menu = (replace(menu[0], options=(*menu[0].options, again)), *menu[1:])
         made.append(Activation(f"op{i}", i, (size,), "float32", size, i, max(readers), tuple(holders), menu))
-    return tuple(made)
+    return tuple(draw(folded(made, reads, {p.name: p.gradient_energy for p in parameters})))
+
+
+@st.composite
+def folded(draw: st.DrawFn, made: list[Activation], reads: list[tuple[str, ...]], energies: dict[str, float]) -> list[Activation]:
+    """Some of them may be left to the gradient of the weight of the operation that makes them."""
+    names = [name for each in reads for name in each]
+    for a, activation in enumerate(made):
+        of, (holder, *others) = reads[activation.born], activation.holders
+        alone = of and not others and holder.needed_for == "weight" and names.count(of[0]) == names.count(str(holder.parameter)) == 1
+        if not (alone and activation.forms and draw(st.integers(0, 3))):
+            continue
+        fold = Option("fold", {}, 0, 0, 0, {}, 0.0, by_gradient_of=of[0])
+        made[a] = replace(activation, forms=(replace(activation.forms[0], options=(*activation.forms[0].options, fold)),))
+        for b, other in enumerate(made[:a]):
+            served = {h for h, holder in enumerate(other.holders) if holder == Holder(activation.born, "weight", of[0])}
+            made[b] = replace(
+                other, forms=tuple(draw(losing(f, str(holder.parameter), energies)) if served & {*f.holders} else f for f in other.forms)
+            )
+    return made
+
+
+@st.composite
+def losing(draw: st.DrawFn, form: Form, name: str, energies: dict[str, float]) -> Form:
+    """The form, from which a weight loses too where it is folded into a holder."""
+    options = (
+        replace(o, folded_energy={name: draw(st.integers(0, 4)) / 4 * energies[name]} if o.lost_energy else {}) for o in form.options
+    )
+    return replace(form, options=tuple(options))
 
 
 @st.composite

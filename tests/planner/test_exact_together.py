@@ -23,7 +23,7 @@ from memfit.row_updates import RANGE_BYTES
 from memfit.training_step import TrainingStep
 from planner.capture import TrainingGraph, capture, without_dropout
 from planner.footprint import timeline
-from planner.plan import INDEX, MASK, Schedule
+from planner.plan import FOLD, INDEX, MASK, Schedule
 from planner.profile import Profile
 from planner.profiling import make_profile
 from planner.request import Optimizer, ProfileSettings
@@ -89,7 +89,7 @@ def test_gradients_are_the_plain_ones(name: str, data: st.DataObject) -> None:
             if option is not None and (option.technique in (MASK, INDEX) or holders == (form.value,)):
                 masks.add(form.value)
             elif option is not None:
-                assert option.technique in (RECOMPUTE, "bitmap")
+                assert option.technique in (RECOMPUTE, FOLD, "bitmap")
                 forms.append(HeldForm(form.value, holders, option.technique, dict(option.settings)))
                 held.update(step.activations[source].name for source in option.sources)
             if option is not None:

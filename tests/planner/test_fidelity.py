@@ -26,6 +26,44 @@ class Net(nn.Module):
         return self.head(functional.silu(y).flatten(2).mean(2) if y.dim() == 4 else functional.silu(y).mean(1))
 
 
+class Normed(nn.Module):
+    def __init__(self, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 16, 3), nn.Conv2d(16, outputs, 3, groups=groups), nn.BatchNorm2d(outputs)
+        self.head = nn.Linear(outputs, 5)
+        self.norm.running_var.uniform_(0.5, 2.0)
+        nn.init.uniform_(self.norm.weight, -1.0, 1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(functional.silu(self.first(x)))
+
+    def after(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.silu(self.norm(self.second(hidden))).flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(("outputs", "groups"), [(COMBINATIONS, 1), (8 * COMBINATIONS, 1), (8 * COMBINATIONS, 16)])
+def test_the_energy_a_folded_norm_loses(outputs: int, groups: int) -> None:
+    """Of few channels, or depthwise ones, exactly; of many from some that are drawn."""
+    torch.manual_seed(0)
+    net = Normed(outputs, groups).eval()
+    x, classes, form = torch.randn(8, 3, 12, 12), torch.randint(5, (8,)), Int4()
+    graph = capture_module(net, (x,))
+    (value,) = (node.name for node in graph.operations if "silu" in node.name and node.args[0] is graph.operations[0])
+    hidden = functional.silu(net.first(x)).detach()
+    of_form = {value: [candidate(form, tuple(hidden.shape), 4)]}
+    measured = measure_energies(graph, [Batch((x,), classes)], "cross_entropy", of_form, lambda done: None)
+    (ours,) = measured.candidates[value][0].folded_energy["norm.weight"]
+
+    exact, restored = net.double(), form.restore(form.compress(hidden), hidden.shape, 0, 8).double()
+    normed = exact.norm(exact.second(hidden.double())).detach().requires_grad_()
+    functional.cross_entropy(exact.head(functional.silu(normed).flatten(2).mean(2)), classes).backward()
+    assert normed.grad is not None
+    scale = (exact.norm.running_var + exact.norm.eps).rsqrt()
+    error = exact.second(restored) - exact.second(hidden.double())
+    truth = float(((normed.grad * error).sum((0, 2, 3)) * scale).square().sum().detach())
+    assert truth > 0 and ours == pytest.approx(truth, rel=1e-3 if outputs < 4 * COMBINATIONS or groups > 1 else 0.6)
+
+
 @pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS.keys())
 @pytest.mark.parametrize("linear", [False, True])
 def test_the_energy_an_option_loses(linear: bool, outputs: int) -> None:

@@ -1,15 +1,16 @@
-"""What a profile says of seconds."""
+"""What a profile says of seconds and bytes."""
 
 from itertools import count
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planner.capture import capture
 from planner.footprint import timeline
 from planner.plan import Schedule
 from planner.profiling import TIMED, part_seconds
+from planner.record import record
 from planner.request import Optimizer
 from planner.sample import batches_of
 from planner.timeline import exact_choices
@@ -38,3 +39,15 @@ def test_timed_gradients_are_added_up_and_let_go() -> None:
     part_seconds(graph.module, batch, "cross_entropy")
     torch.testing.assert_close(torch.stack(seen), torch.stack([n * seen[0] for n in range(1, TIMED + 2)]))
     assert all(parameter.grad is None for parameter in graph.module.parameters())
+
+
+def test_the_record_counts_what_is_allocated() -> None:
+    kept: list[Tensor] = []
+
+    def step() -> None:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        kept.append(b)
+
+    assert record(step).peak_bytes >= 8000

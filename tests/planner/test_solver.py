@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planner.errors import InfeasibleBudget, NothingTrainable
 from planner.footprint import timeline
 from planner.plan import Correction, Schedule
-from planner.profile import Moment, Profile
+from planner.profile import Activation, Form, Holder, Moment, Operation, Option, Parameter, Profile, Step
 from planner.request import Budget, Optimizer, PlanRequest
 from planner.schedules import NOTICEABLE, divided, undivided
 from planner.search import UNHURRIED
@@ -102,6 +102,50 @@ def test_the_plan_is_the_best_that_fits(profile: Profile, optimizer: Optimizer, 
         plain = seconds(profile, exact_choices(profile.whole, frozenset(p.name for p in profile.parameters)), Schedule(4))
         slowest = max(UNHURRIED * plain, fastest * (1 + 2 * NOTICEABLE) + 0.05)  # the price of an option, and the gap
         assert plan.predicted_seconds <= slowest
+
+
+def test_a_norm_that_folds_loses_what_its_convolution_loses() -> None:
+    """Where the convolution's input is held with loss, the norm may fold for no bytes, or hold its own input with less loss."""
+
+    def option(held: int, lost: dict[str, float], folded: dict[str, float]) -> Option:
+        return Option("hosvd", {}, held, 0, 0, lost, 0.0, folded_energy=folded)
+
+    fold = Option("fold", {}, 0, 0, 0, {}, 0.0, by_gradient_of="w1")
+    read = Activation(
+        *("op0", 0, (8,), "float32", 8, 0, 1),
+        (Holder(1, "weight", "w1"),),
+        (Form("op0", (0,), (option(1, {"w1": 1.0}, {"w2": 8.0}), option(6, {"w1": 0.5}, {"w2": 0.25}))),),
+    )
+    made = Activation(
+        *("op1", 1, (8,), "float32", 8, 1, 2), (Holder(2, "weight", "w2"),), (Form("op1", (0,), (option(3, {"w2": 1.0}, {}), fold)),)
+    )
+    profile = Profile(
+        graph="graph",
+        loss="mse",
+        batch_norm="frozen",
+        static_bytes=0,
+        parameters=tuple(Parameter(f"w{i}", (1,), 1, 10.0) for i in range(3)),
+        steps=(
+            Step(
+                4,
+                tuple(Operation(f"op{i}", "op", (i - 1,) if i else (), (f"w{i}",), 0, 0, 0, None) for i in range(3)),
+                (read, made),
+                (),
+                {},
+            ),
+        ),
+        splits=(),
+        plain_peak_bytes=100,
+        plain_seconds=1.0,
+    )
+    chosen = {}
+    for budget_bytes in (6, 8, 19):
+        asked = request(budget_bytes, Optimizer())
+        plan = solve(profile, asked)
+        fitting = [plan.lost for plan in enumerated(profile, asked) if plan.peak_bytes <= budget_bytes]
+        assert plan.fidelity == pytest.approx(1 - min(fitting), abs=3e-3)
+        chosen[budget_bytes] = [(each.technique, each.held_bytes) for each in plan.activations]
+    assert chosen == {6: [("hosvd", 1), ("hosvd", 3)], 8: [("hosvd", 6), ("fold", 0)], 19: [("keep", 8), ("keep", 8)]}
 
 
 @given(profile=small_profiles(), optimizer=optimizers)

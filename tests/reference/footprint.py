@@ -237,6 +237,8 @@ def _live(profile, schedule, step, choices, each, time) -> int:  # type: ignore[
                 total += option.held_bytes * (forward(min(holders)) - 0.5 <= time <= each.backward(min(holders)))
                 total += option.compress_bytes * (time == forward(min(holders)) - 0.5)
                 ranged = [option.restore_bytes + step.operations[h].ranged_bytes * (option.restore_bytes > 0) for h in holders]
+                if option.by_gradient_of is not None:  # nothing is restored; the operation that made it has more to do
+                    holders, ranged = [activation.born], [option.restore_bytes]
                 total += sum(more for h, more in zip(holders, ranged, strict=True) if time == each.backward(h))
     return int(total)
 
@@ -251,7 +253,8 @@ def every_plan(step: Step, trainable: list[str]) -> Iterator[Choices]:
             whole = {a for a, way in enumerate(combination) if way is None}
             sources = {source for (a, f), o in held.items() for source in option(step, a, f, o).sources}
             # A source is whole, whether or not its own holders need it; and then no form of it is held.
-            if not any(a in sources for a, _ in held):
+            by_others = {option(step, a, f, o).by_gradient_of for (a, f), o in held.items()} - {None}
+            if not any(a in sources for a, _ in held) and by_others <= trained:
                 yield Choices(trained, frozenset(whole | sources), held)
 
 
@@ -285,7 +288,15 @@ def lost_share(profile: Profile, step: Step, trainable: list[str], choices: Choi
             continue
         for (a, f), o in choices.forms.items():
             lost += min(energy[name], option(step, a, f, o).lost_energy.get(name, 0.0))
+            if name in _folded(step, choices):
+                lost += min(energy[name], option(step, a, f, o).folded_energy.get(name, 0.0))
     return lost / sum(energy.values())
+
+
+def _folded(step: Step, choices: Choices) -> set[str | None]:
+    """The weights whose gradient is worked out with another one's."""
+    forms = [(a, f) for (a, f), o in choices.forms.items() if option(step, a, f, o).by_gradient_of is not None]
+    return {step.activations[a].holders[step.activations[a].forms[f].holders[0]].parameter for a, f in forms}
 
 
 def seconds(profile: Profile, choices: Choices, schedule: Schedule) -> float:
