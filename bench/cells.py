@@ -1,12 +1,10 @@
 """Plans every model of the benchmark at every budget, measures each checkpoint by itself, and writes docs/results.md.
 
-`python -m bench.cells --models resnet_18 --budgets 50% 25%` does a part of it. The plans come from the code of service and command line;
-the measurements share nothing with it (`bench.measure`).
+`python -m bench.cells --models resnet_18 --budgets 50% 25%` does a part of it, and leaves the rows of other models. The plans come from the
+code of service and command line; the measurements share nothing with it (`bench.measure`).
 """
 
 import argparse
-import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from bench import models
 from bench.measure import MOMENTUM, Measurement, measure
+from bench.tables import RESULTS, with_those_of_others, write_between
 from planner.errors import InfeasibleBudget, UnverifiedPlan
 from planner.plan import Plan
 from planner.profile import Profile
@@ -25,8 +22,6 @@ from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budge
 from service import pipeline
 from service.stage_process import Cancellation, Stages
 
-RESULTS = Path("docs/results.md")
-BEGIN, END = "<!-- cells: begin -->", "<!-- cells: end -->"
 MODELS = ("mobilenet_v2", "resnet_18", "vit_tiny", "bert_4")
 BUDGETS = ("75%", "50%", "35%", "25%", "1MiB")  # the last is too little for any: the answer says where the floor lies
 HEADINGS = ("model", "budget", "bytes", "answer", "peak", "growth", "fidelity", "trained", "step", "solve")
@@ -131,38 +126,21 @@ def mebibytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.1f} MiB"
 
 
-def markdown(rows: list[list[str]], command: str) -> str:
-    lines = [HEADINGS, ["---", "---", "--:", "---", *["--:"] * 6], *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{BEGIN}\n\nMade by `{command}` on {host()}.\n\n{table}\n\n{END}"
-
-
-def host() -> str:
-    """The machine, as tables name it."""
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def write_results(text: str) -> None:
-    """Put the table between its marks."""
-    before, _, rest = RESULTS.read_text().partition(BEGIN)
-    RESULTS.write_text(before + text + rest.partition(END)[2])
-
-
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", nargs="+", choices=models.CASES, default=list(MODELS))
     arguments.add_argument("--budgets", nargs="+", default=list(BUDGETS), help="as in a request: 50%%, 64MiB")
     given = arguments.parse_args()
-    rows, cells = [], []
+    cells = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in given.models:
             profile = profile_model(name, folder)
-            rows.append(plain_row(name, measure(name, folder / f"{name}.safetensors")))
+            rows = [plain_row(name, measure(name, folder / f"{name}.safetensors"))]
             for budget in given.budgets:
                 cells.append(cell(name, folder, profile, budget))
                 rows.append(row(cells[-1]))
-            write_results(markdown(rows, f"python -m bench.cells {shlex.join(sys.argv[1:])}".strip()))
+            write_between("cells", "Made by `python -m bench.cells`.", HEADINGS, with_those_of_others("cells", {name: rows}, MODELS))
     print(f"wrote {RESULTS}")
     return 0 if all(cell.holds for cell in cells) else 1
 

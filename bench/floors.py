@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from bench import models
-from bench.cells import Printing, host, mebibytes, stages
+from bench.cells import Printing, mebibytes, stages
 from bench.measure import MOMENTUM, Measurement, allocator_peak_bytes, measure
+from bench.tables import with_those_of_others, write_between
 from planner.errors import InfeasibleBudget, UnverifiedPlan
 from planner.footprint import plain_timeline
 from planner.plan import Plan
@@ -21,8 +22,7 @@ from planner.profile import Profile
 from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
 from service import pipeline
 
-RESULTS = Path("docs/floors.md")
-BEGIN, END = "<!-- floors: begin -->", "<!-- floors: end -->"
+PAGE = Path("docs/floors.md")
 BATCH, ROUNDS = 16, 2
 MODELS = ("mobilenet_v2", "resnet_18", "resnet_50", "vit_tiny", "bert_4", "unet", "gpt")
 OPTIMIZER = Optimizer("sgd", MOMENTUM)
@@ -107,17 +107,6 @@ def row(name: str, folder: Path) -> list[str]:
     return [*first, peak, share(of_least.allocator_peak_bytes, of_plain), step, mebibytes(beyond), share(beyond, plain_beyond), how]
 
 
-def write(rows: dict[str, list[str]]) -> None:
-    """Put rows of some models into the table; those of others stay."""
-    before, _, rest = RESULTS.read_text().partition(BEGIN)
-    old, _, after = rest.partition(END)
-    known = {cells[0]: cells for line in old.splitlines() if (cells := line.strip()[2:-2].split(" | "))[0] in MODELS}
-    known |= rows
-    lines = [HEADINGS, ["---", *["--:"] * 13, "---"], *(known[name] for name in MODELS if name in known)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    RESULTS.write_text(f"{before}{BEGIN}\n\nMade by `python -m bench.floors` on {host()}.\n\n{table}\n\n{END}{after}")
-
-
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -126,7 +115,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as temporary:
             made = row(name, Path(temporary))
         print("  ".join(made), flush=True)
-        write({name: made})
+        rows = with_those_of_others("floors", {name: [made]}, MODELS, PAGE)
+        write_between("floors", "Made by `python -m bench.floors`.", HEADINGS, rows, PAGE)
     return 0
 
 

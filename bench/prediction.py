@@ -15,8 +15,9 @@ import torch
 
 import memfit
 from bench import models
-from bench.cells import Printing, host, mebibytes, stages
+from bench.cells import Printing, mebibytes, stages
 from bench.measure import allocator_peak_bytes
+from bench.tables import Rows, with_those_of_others, write_between
 from planner.errors import InfeasibleBudget, UnverifiedPlan
 from planner.patching import recipe_of
 from planner.plan import Plan
@@ -25,8 +26,7 @@ from planner.request import Optimizer, PlanRequest, ProfileSettings, parse_budge
 from planner.solver import solve
 from service import pipeline
 
-RESULTS = Path("docs/prediction.md")
-BEGIN, END = "<!-- cells: begin -->", "<!-- cells: end -->"
+PAGE = Path("docs/prediction.md")
 BATCHES = {
     "mobilenet_v2": (4, 8),
     "resnet_18": (4, 8),
@@ -113,26 +113,13 @@ def cell(name: str, batch: int, optimizer: str, budget: str, profile: Profile, f
     return Cell(name, batch, optimizer, plan, measured, verified if verified != measured else None)
 
 
-def write(rows: dict[str, list[list[str]]]) -> None:
-    """Put rows of some models into the table; those of others stay."""
-    before, _, rest = RESULTS.read_text().partition(BEGIN)
-    old, _, after = rest.partition(END)
-    known: dict[str, list[list[str]]] = {}
-    for line in old.splitlines():
-        row = line.strip()[2:-2].split(" | ")
-        if row[0] in BATCHES:
-            known.setdefault(row[0], []).append(row)
-    known |= rows
-    every = [row for name in BATCHES for row in known.get(name, [])]
-    planned = [row for row in every if row[ERROR]]
+def summary(rows: Rows) -> str:
+    planned = [row for row in rows if row[ERROR]]
     errors = [abs(float(row[ERROR].removesuffix(" %"))) for row in planned]
-    summary = (
-        f"{len(planned)} cells with a plan, {len(every) - len(planned)} without: median absolute error {median(errors):.2f} %, "
+    return (
+        f"{len(planned)} cells with a plan, {len(rows) - len(planned)} without: median absolute error {median(errors):.2f} %, "
         f"worst {max(errors):.2f} %; {sum(row[-1] == OVER for row in planned)} over the budget after verification."
     )
-    lines = [HEADINGS, ["---", "--:", "---", "--:", "---", *["--:"] * 5], *every]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    RESULTS.write_text(f"{before}{BEGIN}\n\nMade by `python -m bench.prediction` on {host()}.\n\n{summary}\n\n{table}\n\n{END}{after}")
 
 
 def main() -> int:
@@ -151,7 +138,8 @@ def main() -> int:
                         rows.append(made.row() if made else [name, str(batch), optimizer, budget, "no plan fits", *[""] * 5])
                         holds = holds and (made is None or made.holds)
                         print("  ".join(rows[-1]), flush=True)
-            write({name: rows})
+            every = with_those_of_others("cells", {name: rows}, BATCHES, PAGE)
+            write_between("cells", f"{summary(every)} Made by `python -m bench.prediction`.", HEADINGS, every, PAGE)
     return 0 if holds else 1
 
 
