@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -72,7 +73,10 @@ def main() -> int:
     prepare()
     console.print("Starting the service …")
     running = server.running(DIRECTORY / "service", DIRECTORY / "service.log", ENVIRONMENT)
-    with running as address, httpx.Client(base_url=address, timeout=60) as service:
+    beside = ThreadPoolExecutor(1)  # the other core
+    with beside, running as address, httpx.Client(base_url=address, timeout=60) as service:
+        console.print("Fine-tuning without memfit meanwhile, each way in a process of its own …")
+        others = {method: beside.submit(fine_tune, method) for method in get_args(Method) if method != "memfit"}
         console.print(f"Asking {address}/v1/plans for a plan in {REQUEST['budget']} of the plain step's peak …")
         plan = client.ask_for_plan(service, MODEL, SAMPLE, REQUEST)
         follow(service, plan["job"])
@@ -83,10 +87,10 @@ def main() -> int:
         client.download_checkpoint(service, plan["id"], CHECKPOINT)
         console.print(f"  {mebibytes(plan['budget_bytes'])} planned with fidelity {plan['fidelity']:.3f}; the checkpoint is {CHECKPOINT}")
 
-        outcomes = {}
-        for method in get_args(Method):
-            console.print(f"Fine-tuning in a process of its own: {method} …")
-            outcomes[method] = fine_tune(method)
+        known = {method: other.result() for method, other in others.items()}
+        console.print("Fine-tuning the checkpoint in a process of its own …")
+        known["memfit"] = fine_tune("memfit")
+        outcomes = {method: known[method] for method in get_args(Method)}
         console.print(table(outcomes, plan["budget_bytes"]))
         console.print(f"The plan: {address}/v1/plans/{plan['id']}   All calls: {address}/docs   It took {time.monotonic() - start:.0f} s.")
         if os.environ.get("ONCE") != "1":

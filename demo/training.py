@@ -9,7 +9,7 @@ from torch.nn import functional
 from demo.data import Digits
 from demo.network import DigitNet
 
-EPOCHS = 16
+EPOCHS = 10
 BATCH_SIZE = 64
 PEAK_LR = 0.2
 PIXEL_NOISE = 0.1

@@ -1,16 +1,17 @@
 """How many bits each coefficient gets: reverse water-filling for quantisers of whole bits.
 
 A quantiser of b bits leaves the share loss[b] of a coefficient's variance. The bits that lose least in all are, for some price
-λ a bit, the b that minimises variance · loss[b] + λ b for each coefficient by itself; λ is bisected until the bytes are met.
+λ a bit, the b that minimises variance · loss[b] + λ b for each coefficient by itself; the lowest λ that meets the bytes is looked for.
 Deviations are told in eighths of an octave, one byte each, so what is decided is a table of 256 widths: it follows from the deviations
 and the bytes, and need not be stored.
 
 Sources: reverse water-filling, Cover & Thomas, section 10.3; allotment for given quantisers, Shoham & Gersho 1988.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import ceil, log2
 
 import torch
@@ -49,20 +50,10 @@ def allot(counts: tuple[int, ...], blocks: int, sample_bytes: int, dither: bool)
         dither: of which quantisers, as `quantisers` says.
     """
     below = [0, *accumulate(counts)]
-    gains = _gains(dither)
-    cheap, dear = -100.0, 4.0  # log2 of the price; at the dear end nothing gets a bit
-    at_cheap, at_dear = _first_codes(cheap, gains), _first_codes(dear, gains)
-    for _ in range(32):
-        if at_cheap == at_dear:  # and so for all prices between
-            break
-        price = (cheap + dear) / 2
-        first = _first_codes(price, gains)
-        if _packed_bytes(first, quantisers(dither), below, blocks) > sample_bytes:
-            cheap, at_cheap = price, first
-        else:
-            dear, at_dear = price, first
-    ends = [*at_dear, CODES]
-    widths = zip(quantisers(dither), ends, ends[1:], strict=False)
+    ladder, widths_of = _ladder(dither), quantisers(dither)
+    cheapest = bisect_left(ladder, True, hi=len(ladder) - 1, key=lambda at: _packed_bytes(at, widths_of, below, blocks) <= sample_bytes)
+    ends = [*ladder[cheapest], CODES]
+    widths = zip(widths_of, ends, ends[1:], strict=False)
     return (0,) * ends[0] + tuple(w for width, start, end in widths for w in [width] * (end - start))
 
 
@@ -72,6 +63,15 @@ def lost_share(counts: tuple[int, ...], widths: tuple[int, ...], dither: bool) -
     energies = [count * energy for count, energy in zip(counts, _ENERGIES, strict=True)]
     lost = sum(energy * (known[width].loss if width else 1.0) for energy, width in zip(energies, widths, strict=True) if energy)
     return lost / sum(energies) if any(counts) else 0.0
+
+
+@cache
+def _ladder(dither: bool) -> list[list[int]]:
+    """The first codes of all prices, from the lowest, at which most bits are given, to those at which none are."""
+    gains = _gains(dither)
+    prices = sorted({gain + (code - (CODES - 1)) * 2 / OCTAVE for gain in gains for code in range(CODES + 1)})
+    between = [prices[0] - 1.0, *((one + other) / 2 for one, other in pairwise(prices)), prices[-1] + 1.0]
+    return [first for first, _ in groupby(_first_codes(price, gains) for price in between)]
 
 
 def _first_codes(price: float, gains: list[float]) -> list[int]:
