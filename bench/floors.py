@@ -100,11 +100,16 @@ def row(name: str, folder: Path) -> list[str]:
     if least is None or of_least is None:
         return [*first, *[""] * 6]
     peak, step = cells(of_least)
-    schedule = least.plan.schedule
-    how = f"{schedule.slice} at a time up to `{schedule.splits[-1]}`" if schedule.splits else f"{schedule.micro_batch} at a time"
-    how += f" in {len(schedule.splits)} segments" if len(schedule.splits) > 1 else ""
     beyond, plain_beyond = beyond_static(least.plan), plain_beyond_static(profile)
-    return [*first, peak, share(of_least.allocator_peak_bytes, of_plain), step, mebibytes(beyond), share(beyond, plain_beyond), how]
+    return [
+        *first,
+        peak,
+        share(of_least.allocator_peak_bytes, of_plain),
+        step,
+        mebibytes(beyond),
+        share(beyond, plain_beyond),
+        str(least.plan.schedule),
+    ]
 
 
 def main() -> int:

@@ -63,17 +63,12 @@ class Cell:
         return (self.verified_bytes or self.measured_bytes) <= self.plan.budget_bytes
 
     def row(self) -> list[str]:
-        schedule = self.plan.schedule
-        parts = [f"{schedule.micro_batch} at a time"] if schedule.micro_batch < self.batch else []
-        parts += [f"{schedule.slice} at a time up to `{schedule.splits[-1]}`"] if schedule.splits else []
-        parts += [f"in {len(schedule.splits)} segments"] if len(schedule.splits) > 1 else []
-        parts += ["early updates"] if schedule.early_updates else []
         return [
             self.model,
             str(self.batch),
             self.optimizer,
             mebibytes(self.plan.budget_bytes),
-            ", ".join(parts) or "plain",
+            str(self.plan.schedule),
             f"{self.plan.fidelity:.4f}",
             mebibytes(self.plan.predicted_peak_bytes),
             mebibytes(self.measured_bytes),

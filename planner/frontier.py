@@ -95,7 +95,7 @@ def _changes(before: Solution, now: Solution) -> Iterator[str]:
     yield from _named("freezes", before.choices.trained - now.choices.trained)
     was, is_now = before.program.timeline.schedule, now.program.timeline.schedule
     if was != is_now:
-        yield f"the batch goes {_words(is_now)}"
+        yield f"the batch goes {is_now}"
     old, new = ({c.name + c.value: c for c in activation_choices(s.program.timeline, s.choices)} for s in (before, now))
     moved: dict[str, list[str]] = {}
     for key in new.keys() & old.keys():
@@ -103,13 +103,6 @@ def _changes(before: Solution, now: Solution) -> Iterator[str]:
             moved.setdefault(new[key].technique, []).append(new[key].name)
     for technique, names in sorted(moved.items()):
         yield from _named(f"{technique}:", frozenset(names))
-
-
-def _words(schedule: Schedule) -> str:
-    how = f"{schedule.micro_batch} samples at a time"
-    if schedule.splits:
-        how = f"{schedule.slice} samples at a time up to {', '.join(schedule.splits)}, then all at once"
-    return how + (", updates as gradients come" if schedule.early_updates else "")
 
 
 def _named(word: str, names: frozenset[str]) -> Iterator[str]:

@@ -35,7 +35,7 @@ def plan_table(plan: Plan, certificate: Certificate, wide: bool) -> RenderableTy
         _activations(plan, wide),
         Text(),
         _parameters(plan),
-        _schedule(plan),
+        Text(f"The batch goes {plan.schedule}"),
         Text(),
         _peak(plan),
         Text(),
@@ -71,17 +71,6 @@ def _parameters(plan: Plan) -> Text:
     frozen = [parameter.name for parameter in plan.parameters if not parameter.trained]
     line = f"{len(trained)} of {len(plan.parameters)} parameters train ({amount(sum(parameter.bytes for parameter in trained))})"
     return Text(line + (f"; frozen: {_some(tuple(frozen))}" if frozen else ""))
-
-
-def _schedule(plan: Plan) -> Text:
-    schedule = plan.schedule
-    how = [f"{schedule.micro_batch} samples at a time"]
-    if schedule.splits:
-        segments = f", in {len(schedule.splits)} segments" if len(schedule.splits) > 1 else ""
-        how.append(f"{schedule.slice} at a time up to {schedule.splits[-1]}{segments}")
-    if schedule.early_updates:
-        how.append("each parameter updated as its gradient comes")
-    return Text("The batch goes through " + ", ".join(how))
 
 
 def _peak(plan: Plan) -> Table:
