@@ -60,15 +60,18 @@ def is_frozen_batch_norm(node: Node) -> bool:
 
 
 def folded_norm(node: Node) -> Node | None:
-    """The frozen batch norm that alone reads the result of a convolution on batches, where both can have one backward; else None."""
+    """The frozen batch norm that alone reads the result of a convolution on batches, where both can have one backward; else None.
+
+    Not of numbers of two bytes: sums over a channel would be rounded to them before the norm's mean is taken off.
+    """
     if node.target not in CONVOLUTIONS or node.target in TRANSPOSED_CONVOLUTIONS or len(node.users) != 1:
         return None
     (norm,) = node.users
     if not is_frozen_batch_norm(norm) or norm.args[0] is not node:
         return None
     value, weights = node.meta.get("val"), (node.args[1], norm.args[1])
-    of_batches = isinstance(value, Tensor) and value.dim() == CONVOLUTIONS[node.target] + 2
-    return norm if of_batches and all(isinstance(each, Node) and each.op == "get_attr" for each in weights) else None
+    fits = isinstance(value, Tensor) and value.dim() == CONVOLUTIONS[node.target] + 2 and value.dtype.itemsize >= 4
+    return norm if fits and all(isinstance(each, Node) and each.op == "get_attr" for each in weights) else None
 
 
 def aliases(node: Node) -> set[Node]:
