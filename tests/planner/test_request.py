@@ -37,5 +37,5 @@ def test_keeping_needs_no_leave() -> None:
 
 
 def test_all_techniques_are_named() -> None:
-    assert set(TECHNIQUES) >= {*forms.FORMS, "keep", "mask", "index", "recompute", "micro_batch", "early_update", "slices"}
-    assert len(TECHNIQUES) == len(forms.FORMS) + 7
+    assert set(TECHNIQUES) >= {*forms.FORMS, "keep", "mask", "index", "recompute", "fold", "micro_batch", "early_update", "slices"}
+    assert len(TECHNIQUES) == len(forms.FORMS) + 8
