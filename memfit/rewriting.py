@@ -135,7 +135,7 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
     by_result = {node.name for node in nodes.values() if holds_its_result(module, node)}
     by_rows = {module.get_parameter(name) for name in recipe.rows}
     held_by: dict[str, dict[str, Node]] = {}  # for each holder, by the value that is held
-    folded = {_foldable(nodes[each.value], each): nodes[each.value] for each in recipe.forms if each.technique == FOLD}
+    folded = {nodes[each.value]: _foldable(nodes[each.value], each) for each in recipe.forms if each.technique == FOLD}
     holds = [  # all chains, before the first rewriting
         (form_plan, *_hold(module, nodes, form_plan)) for form_plan in recipe.forms if form_plan.technique != FOLD
     ]
@@ -148,9 +148,9 @@ def rewrite(module: GraphModule, recipe: Recipe) -> GraphModule:
             held_by.setdefault(holder, {})[form_plan.value] = held
     for node in list(nodes.values()):
         forms, over_gradient = held_by.get(node.name, {}), node.name in own_gradients
-        if node in folded.values():
-            _use_before_norm(node, next(iter(node.users)), forms.pop(node.all_input_nodes[0].name, None))
-        elif node in folded:
+        if node in folded:
+            _use_before_norm(node, folded[node], forms.pop(node.all_input_nodes[0].name, None))
+        elif node in folded.values():
             _use_after_convolution(node)
         elif holds_its_input(module, node):
             _use_own(node, forms.pop(node.all_input_nodes[0].name, None), over_gradient)

@@ -89,15 +89,14 @@ class TrainingGraph:
     @cached_property
     def folded(self) -> dict[str, Node]:
         """For each convolution that a norm may be folded into, whose weights no other operations read: the norm."""
-        found = {node.name: norm for node in self.operations if (norm := folded_norm(node)) is not None}
         uses = Counter(name for node in self.operations for name in self.parameter_names(node))
 
         def alone(node: Node) -> bool:
             weight = self.weight_of(node)
             return weight is not None and uses[weight] == 1
 
-        nodes = {node.name: node for node in self.operations}
-        return {name: norm for name, norm in found.items() if alone(nodes[name]) and alone(norm)}
+        pairs = ((node, norm) for node in self.operations if (norm := folded_norm(node)) is not None)
+        return {node.name: norm for node, norm in pairs if alone(node) and alone(norm)}
 
     @cached_property
     def overwritable(self) -> dict[str, Node]:

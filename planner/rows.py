@@ -14,7 +14,7 @@ from scipy.sparse import csr_array, hstack, vstack
 
 from planner.highs import Rows, Values
 from planner.profile import Option
-from planner.timeline import Timeline, exact_choices, segments
+from planner.timeline import Timeline, exact_choices, first_served, segments
 
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
 
@@ -110,30 +110,26 @@ class ProgramRows:
         yield from ((row, 0.0) for row in rows.values())
 
     def _folded(self) -> Iterator[Row]:
-        """A norm folds into a convolution whose weight trains, and then its own loses what that's forms lose of it.
+        """A norm folds where the convolution's weight trains; its own weight then loses what forms of the convolution's input lose of it.
 
-        One row says so of what all of them lose, if what they could lose at most is taken off while the norm is not folded.
+        One row says so of all these forms, if what they could lose at most is taken off while the norm is not folded.
         """
-        columns = {
-            self.step.activations[a].holders[self.step.activations[a].forms[f].holders[0]].parameter: column
-            for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options)
-            if self.options[column].by_gradient_of is not None
-        }
-        for column in columns.values():
-            yield {self.at.parameter[str(self.options[column].by_gradient_of)]: 1.0, column: -1.0}, 0.0
-        lost: dict[str, dict[int, float]] = {}
-        for column, option in self.options.items():
+        folds: dict[str | None, int] = {}
+        lost: dict[str, dict[tuple[int, int], dict[int, float]]] = {}
+        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+            option = self.options[column]
+            if option.by_gradient_of is not None:
+                folds[first_served(self.step, a, f)] = column
+                yield {self.at.parameter[option.by_gradient_of]: 1.0, column: -1.0}, 0.0
             for name, energy in option.folded_energy.items():
-                if name in self.loss_at and name in columns:
-                    lost.setdefault(name, {})[column] = min(1.0, energy / self.energies[name]) * self.weight[name]
-        forms = {column: (a, f) for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options)}
-        for name, shares in lost.items():
-            most: dict[tuple[int, int], float] = {}
-            for column, share in shares.items():
-                most[forms[column]] = max(most.get(forms[column], 0.0), share)
-            off = sum(most.values())
-            yield {self.loss_at[name]: 1.0, columns[name]: -off, **{column: -share for column, share in shares.items()}}, -off
-            yield from ((dict.fromkeys(self._options_of[form], -1.0), -1.0) for form in most)
+                if name in self.loss_at:
+                    share = min(1.0, energy / self.energies[name]) * self.weight[name]
+                    lost.setdefault(name, {}).setdefault((a, f), {})[column] = share
+        for name in (name for name in lost if name in folds):
+            shares = {column: -share for of_form in lost[name].values() for column, share in of_form.items()}
+            most = sum(max(of_form.values()) for of_form in lost[name].values())
+            yield {self.loss_at[name]: 1.0, folds[name]: -most, **shares}, -most
+            yield from ((dict.fromkeys(self._options_of[form], -1.0), -1.0) for form in lost[name])
 
     def _lose(self) -> Iterator[Row]:
         """A frozen parameter loses its weight; a trained one what its forms lose.

@@ -210,14 +210,16 @@ def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:
     return passes
 
 
+def first_served(step: Step, a: int, f: int) -> str | None:
+    """The parameter whose gradient the first holder of a form needs it for."""
+    activation = step.activations[a]
+    return activation.holders[activation.forms[f].holders[0]].parameter
+
+
 def losses(step: Step, choices: Choices) -> dict[tuple[int, int], dict[str, float]]:
     """Energy that each held form, by activation and form, loses of trained parameters."""
     held = {(a, f): step.activations[a].forms[f].options[o] for (a, f), o in choices.forms.items()}
-    folded = {
-        step.activations[a].holders[step.activations[a].forms[f].holders[0]].parameter
-        for (a, f), option in held.items()
-        if option.by_gradient_of is not None
-    }
+    folded = {first_served(step, a, f) for (a, f), option in held.items() if option.by_gradient_of is not None}
     return {
         at: {name: energy for name, energy in option.lost_energy.items() if name in choices.trained}
         | {name: energy for name, energy in option.folded_energy.items() if name in folded & choices.trained}

@@ -70,19 +70,10 @@ class _BeforeNorm(torch.autograd.Function):
 
 class _AfterConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        eps: float,
-        over_input: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, over_input: bool, *norm: Any) -> Tensor:
         if over_input:
             ctx.mark_dirty(x)
-        return normalise(x, weight, bias, mean, variance, eps, over_input)
+        return normalise(x, *norm, over_input=over_input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,4 +117,4 @@ def norm_after_convolution(
     Args:
         over_input: its result is written over `x`.
     """
-    return _AfterConvolution.apply(x, weight, bias, mean, variance, eps, over_input)  # type: ignore[no-any-return,no-untyped-call]
+    return _AfterConvolution.apply(x, over_input, weight, bias, mean, variance, eps)  # type: ignore[no-any-return,no-untyped-call]

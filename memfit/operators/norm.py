@@ -36,7 +36,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(weight, mean, variance, *kept)
         if over_input:
             ctx.mark_dirty(x)
-        return normalise(x, weight, bias, mean, variance, eps, over_input)
+        return normalise(x, weight, bias, mean, variance, eps, over_input=over_input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,7 +72,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
 
 
 def normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, over_input: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, *, over_input: bool
 ) -> Tensor:
     """The norm, without autograd."""
     if not over_input:

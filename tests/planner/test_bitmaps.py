@@ -8,10 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor
 
-import memfit
 from memfit.checkpoint import apply
 from memfit.forms import Bitmap
 from memfit.recipe import HeldForm
@@ -22,8 +20,8 @@ from planner.profile import Form, Option, Profile, Step
 from planner.profiling import make_profile
 from planner.request import PlanRequest, ProfileSettings
 from planner.solver import solve
-from planner.verification import prove
 from tests.planner.networks import Rectified, export
+from tests.planner.plans import proved
 
 BATCH = 6
 
@@ -117,11 +115,7 @@ def test_a_plan_holds_and_loses_what_it_says(bits: int | None, tmp_path: Path) -
     internal = sum(operation.internal_bytes for operation in profile.whole.operations if operation.name != "loss")
     assert held == sum(choice.held_bytes for choice in plan.activations if choice.holders != ("loss",)) + internal
     del outputs
-    model, checkpoint, file = tmp_path / "model.pt2", tmp_path / "checkpoint.pt2", tmp_path / "sample.safetensors"
-    torch.export.save(graph.program, model)
-    save_file(sample_of(), file)
-    memfit.save(checkpoint, torch.export.load(model), recipe_of(profile, plan))
-    proof = prove(model, checkpoint, file, profile, plan, lambda fraction, message: None)
+    proof = proved(graph, sample_of(), profile, plan, tmp_path)
     assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.1)
     if proof.certificate is not None:
         assert proof.certificate.fidelity == pytest.approx(plan.fidelity, abs=1e-3)
