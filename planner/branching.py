@@ -50,6 +50,7 @@ class Branching:
         self._open = [Node(program.known_bound(self.limits), n, n, {}) for n, program in enumerate(self.programs)]
         heapify(self._open)
         self._made = len(self._open)
+        self._known: IntegerProgram | None = None  # the one looked at last, which knows the moments that bind
         self._closed = [np.inf] * len(self.programs)
 
     def run(self, seconds: float, longest: float) -> None:
@@ -79,6 +80,9 @@ class Branching:
             thorough: whether options are chosen for `seconds` where the quick choice leaves a gap.
         """
         program, whole = self.programs[node.program], not node.decided
+        if whole and self._known is not None:
+            program.expect(self._known)
+        self._known = program
         solved = program.relaxed(self.limits, node.decided)
         if solved is None:
             return

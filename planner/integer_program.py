@@ -235,6 +235,12 @@ class IntegerProgram:
                 return solved
             self._add(further)
 
+    def expect(self, other: "IntegerProgram") -> None:
+        """Rows, before they are overfilled, of the moments that were in another schedule: mostly they are here too."""
+        row, known = self.timeline.row, set(self._moments)
+        moments = [other.timeline.moments[at] for at in other._moments]
+        self._add([row[moment] for moment in moments if moment in row and row[moment] not in known])
+
     def _add(self, moments: list[int]) -> None:
         """Rows of further moments to the relaxation."""
         self._relaxation.add(self.rows.of_moments(moments))

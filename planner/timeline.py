@@ -220,11 +220,14 @@ def losses(step: Step, choices: Choices) -> dict[tuple[int, int], dict[str, floa
     """Energy that each held form, by activation and form, loses of trained parameters."""
     held = {(a, f): step.activations[a].forms[f].options[o] for (a, f), o in choices.forms.items()}
     folded = {first_served(step, a, f) for (a, f), option in held.items() if option.by_gradient_of is not None}
-    return {
-        at: {name: energy for name, energy in option.lost_energy.items() if name in choices.trained}
-        | {name: energy for name, energy in option.folded_energy.items() if name in folded & choices.trained}
-        for at, option in held.items()
-    }
+    lost: dict[tuple[int, int], dict[str, float]] = {}
+    for at, option in held.items():
+        of_form = lost[at] = {}
+        by_fold = ((name, energy) for name, energy in option.folded_energy.items() if name in folded)
+        for name, energy in (*option.lost_energy.items(), *by_fold):
+            if name in choices.trained:
+                of_form[name] = of_form.get(name, 0.0) + energy
+    return lost
 
 
 def exact_choices(step: Step, trained: frozenset[str]) -> Choices:
