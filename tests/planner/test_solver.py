@@ -15,7 +15,7 @@ from planner.request import Budget, Optimizer, PlanRequest
 from planner.schedules import NOTICEABLE, divided, undivided
 from planner.search import UNHURRIED
 from planner.solver import solve
-from planner.timeline import exact_choices
+from planner.timeline import Choices, exact_choices, losses
 from tests.planner.profiles import small_profiles
 from tests.reference.footprint import every_plan, footprint, lost_share, seconds, step_of
 
@@ -102,6 +102,19 @@ def test_the_plan_is_the_best_that_fits(profile: Profile, optimizer: Optimizer, 
         plain = seconds(profile, exact_choices(profile.whole, frozenset(p.name for p in profile.parameters)), Schedule(4))
         slowest = max(UNHURRIED * plain, fastest * (1 + 2 * NOTICEABLE) + 0.05)  # the price of an option, and the gap
         assert plan.predicted_seconds <= slowest
+
+
+def test_what_a_form_loses_itself_and_what_a_fold_loses_with_it_add_up() -> None:
+    held = Option("hosvd", {}, 1, 0, 0, {"w1": 1.0, "w2": 2.0}, 0.0, folded_energy={"w2": 4.0})
+    fold = Option("fold", {}, 0, 0, 0, {}, 0.0, by_gradient_of="w1")
+    forms = (Holder(1, "weight", "w1"), held), (Holder(2, "weight", "w2"), fold)
+    activations = tuple(
+        Activation(f"op{n}", n, (8,), "float32", 8, n, n + 1, (holder,), (Form(f"op{n}", (0,), (option,)),))
+        for n, (holder, option) in enumerate(forms)
+    )
+    step, both = Step(4, (), activations, (), {}), {(0, 0): 0, (1, 0): 0}
+    assert losses(step, Choices(frozenset({"w1", "w2"}), frozenset(), both)) == {(0, 0): {"w1": 1.0, "w2": 6.0}, (1, 0): {}}
+    assert losses(step, Choices(frozenset({"w1"}), frozenset({1}), {(0, 0): 0})) == {(0, 0): {"w1": 1.0}}
 
 
 def test_a_norm_that_folds_loses_what_its_convolution_loses() -> None:
