@@ -111,7 +111,7 @@ class NativeCoder:
         shift = 0.0 if positions.dither else 0.5
         self._fields = (*self._sizes, *addresses[:6], len(order), *addresses[6:], positions.row_bytes, at, *tables, shift)
         self.row_bytes, self.shape = positions.row_bytes, (means_R.shape[0], height * width)
-        self._code_bytes = -(-at // 64) * 64
+        self._code_bytes = _aligned(at)
         lanes, columns = -(-block_width // 8) * 8, width // block_width
         run = max(1, RUN // columns)  # rows of blocks
         floats = block_width * lanes + (4 + block_height) * (run * width + lanes) + run * columns * lanes + 64
@@ -148,7 +148,7 @@ class NativeCoder:
 
     def _by_planes(self, plan: _Plan, codes: Tensor, gains: Tensor, values: Tensor) -> None:
         """Decode a sample at a time, some planes of it by each thread."""
-        native, floats = library(), -(-(self.scratch_bytes - self._code_bytes) // 64) * 64
+        native, floats = library(), _aligned(self.scratch_bytes - self._code_bytes)
         scratch = torch.empty(self._code_bytes + threads() * floats, dtype=torch.uint8)
         at = scratch.data_ptr()
         assert native is not None
@@ -165,10 +165,15 @@ class NativeCoder:
         count = min(samples, threads())
         if not count:
             return
-        size = -(-self.scratch_bytes // 64) * 64
+        size = _aligned(self.scratch_bytes)
         scratch = torch.empty(count * size, dtype=torch.uint8)
         cuts = [samples * n // count for n in range(count + 1)]
         at_once(count, lambda n: work(cuts[n], cuts[n + 1], scratch.data_ptr() + n * size))
+
+
+def _aligned(size: int) -> int:
+    """Bytes up to the end of a cache line, so that no two threads write to one."""
+    return -(-size // 64) * 64
 
 
 @cache
