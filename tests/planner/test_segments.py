@@ -18,7 +18,7 @@ from planner.plan import Schedule
 from planner.profile import Profile
 from planner.request import Budget, Optimizer, PlanRequest
 from planner.schedules import without_options
-from planner.solver import solve
+from planner.solver import plain_peak_bytes, solve
 from planner.timeline import exact_choices
 from tests.planner.networks import export, profile_of
 
@@ -103,8 +103,8 @@ def test_the_peak_of_segments_is_the_predicted(places: tuple[int, ...], size: in
 
 def test_a_plan_without_loss_is_in_segments_and_as_small_as_predicted() -> None:
     graph, sample, profile = reader()
-    plain = solve(profile, PlanRequest(Budget(share=1.0), MOMENTUM)).predicted_peak_bytes
-    budget = Budget(amount_bytes=profile.static_bytes + (plain - profile.static_bytes) // 3)
+    beyond = plain_peak_bytes(profile, MOMENTUM) - profile.static_bytes
+    budget = Budget(amount_bytes=profile.static_bytes + beyond // 3)
     plan = solve(profile, PlanRequest(budget, MOMENTUM, techniques=("mask", "recompute", "slices", "early_update")))
     assert plan.fidelity == 1.0 and len(plan.schedule.splits) > 1
     assert measured_peak_bytes(graph, sample, recipe_of(profile, plan)) == pytest.approx(plan.predicted_peak_bytes, rel=0.01)
