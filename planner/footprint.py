@@ -207,10 +207,10 @@ def _activations_of(made: Timeline, step: Step, operations: range, when: int, fo
             if (first := min(holders)) in operations:
                 compress, release = at("compress", first), at("backward", first)
                 restores = [(at("backward", holder), step.operations[holder].ranged_bytes) for holder in holders]
+                made.add_each("static", 0, len(made.moments) - 1, column, (o.shipped_bytes for o in form.options))
+                made.add_each("saved", compress, release, column, (o.held_bytes for o in form.options))
+                made.add_each("transient", compress, compress, column, (o.compress_bytes for o in form.options))
                 for at_option, option in enumerate(form.options, start=column):
-                    made.add("static", 0, len(made.moments) - 1, at_option, option.shipped_bytes)
-                    made.add("saved", compress, release, at_option, option.held_bytes)
-                    made.add("transient", compress, compress, at_option, option.compress_bytes)
                     if option.restore_bytes:
                         folded = option.by_gradient_of is not None  # the convolution's weight takes the norm's scale
                         for restore, ranged_bytes in [(at("backward", activation.born), 0)] if folded else restores:

@@ -79,13 +79,6 @@ class ProgramRows:
             for name in operation.parameters:
                 yield {at + i: 1.0, self.at.parameter[name]: -1.0}, 0.0
 
-    @cached_property
-    def _options_of(self) -> dict[tuple[int, int], list[int]]:
-        columns: dict[tuple[int, int], list[int]] = {}
-        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
-            columns.setdefault((a, f), []).append(column)
-        return columns
-
     def _cover(self) -> Iterator[Row]:
         """What a holder needs is kept whole, or in an option of a form that serves it."""
         for a, activation in enumerate(self.step.activations):
@@ -98,7 +91,7 @@ class ProgramRows:
                 row = {self.at.wholes + a: 1.0, need: -1.0}
                 for f, form in enumerate(activation.forms):
                     if h in form.holders:
-                        row |= dict.fromkeys(self._options_of.get((a, f), ()), 1.0)
+                        row |= dict.fromkeys(self.at.of_form.get((a, f), ()), 1.0)
                 yield row, 0.0
 
     def _sources(self) -> Iterator[Row]:
@@ -129,7 +122,7 @@ class ProgramRows:
             shares = {column: -share for of_form in lost[name].values() for column, share in of_form.items()}
             most = sum(max(of_form.values()) for of_form in lost[name].values())
             yield {self.loss_at[name]: 1.0, folds[name]: -most, **shares}, -most
-            yield from ((dict.fromkeys(self._options_of[form], -1.0), -1.0) for form in lost[name])
+            yield from ((dict.fromkeys(self.at.of_form[form], -1.0), -1.0) for form in lost[name])
 
     def _lose(self) -> Iterator[Row]:
         """A frozen parameter loses its weight; a trained one what its forms lose.
@@ -139,15 +132,16 @@ class ProgramRows:
         """
         lost: dict[str, dict[int, float]] = {name: {} for name in self.weight}
         shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.weight}
-        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
+        for (a, f), columns in self.at.of_form.items():
             activation = self.step.activations[a]
             served = {activation.holders[h] for h in activation.forms[f].holders}
             alone = len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
-            for name, energy in self.options[column].lost_energy.items():
-                if name in lost:
-                    lost[name][column] = share = min(1.0, energy / self.energies[name])
-                    if not alone:
-                        shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
+            for column in columns:
+                for name, energy in self.options[column].lost_energy.items():
+                    if name in lost:
+                        lost[name][column] = share = min(1.0, energy / self.energies[name])
+                        if not alone:
+                            shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
         for name, column in self.loss_at.items():
             weight, trained = self.weight[name], self.at.parameter[name]
             frozen = weight * (1.0 - sum(shared[name].values()))
@@ -155,7 +149,7 @@ class ProgramRows:
             if shared[name]:
                 yield {column: 1.0, trained: weight}, weight
         for form in {form for forms in shared.values() for form in forms}:
-            yield dict.fromkeys(self._options_of[form], -1.0), -1.0
+            yield dict.fromkeys(self.at.of_form[form], -1.0), -1.0
 
     @cached_property
     def integral(self) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from planner.profile import Profile
 from planner.request import PlanRequest
 from planner.timeline import gradient_flow
 
-SMALLEST = 6  # schedules that divide the model, of the lowest peaks
+SMALLEST = 3  # schedules that divide the model, of the lowest peaks
 NOTICEABLE = 0.03  # share of the step's time: less than that is no reason to leave an earlier schedule
 
 

@@ -4,7 +4,7 @@ Every storage, form and gradient lives for one run of the moments, in order, so 
 same runs predict a plan's footprint and constrain the solver.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -44,7 +44,7 @@ class Choices:
 @dataclass
 class Columns:
     """The variables a plan decides, 0 or 1 each, in order: each parameter trained; a gradient passing each operation; each
-    activation whole; each option.
+    activation whole; each option. `of_form`: those of the options of each form, by activation and form.
     """
 
     profile: Profile
@@ -62,6 +62,9 @@ class Columns:
             for o in range(len(form.options))
         )
         self.count = self.options + len(self.chosen)
+        self.of_form: dict[tuple[int, int], range] = {}
+        for column, (a, f, o) in enumerate(self.chosen, start=self.options):
+            self.of_form[a, f] = range(column - o, column + 1)
 
 
 @dataclass
@@ -97,6 +100,11 @@ class Timeline:
         """Bytes that live from row `first` to row `last` where the variable of `column` is 1."""
         if size and first <= last:
             self._runs.append((PLACE[kind], first, last + 1, column, size))
+
+    def add_each(self, kind: Kind, first: int, last: int, column: int, sizes: Iterable[int]) -> None:
+        """The same for several variables in a row, from that of `column` on."""
+        place, after = PLACE[kind], last + 1
+        self._runs += [(place, first, after, at, size) for at, size in enumerate(sizes, start=column) if size]
 
     @cached_property
     def _arrays(self) -> tuple[Bytes, ...]:
@@ -140,8 +148,8 @@ class Timeline:
             values[columns.gradients + at] = passes
         for at in choices.whole:
             values[columns.wholes + at] = 1
-        for at, (activation, form, option) in enumerate(columns.chosen):
-            values[columns.options + at] = choices.forms.get((activation, form)) == option
+        for form, option in choices.forms.items():
+            values[columns.of_form[form][option]] = 1
         return values
 
     def bytes(self, choices: Choices) -> Bytes:
