@@ -11,15 +11,16 @@ from scipy.sparse import vstack
 
 from planner.decoding import whole_choices
 from planner.highs import Relaxation, Rows, Solved, Values, solve
-from planner.rows import ProgramRows
+from planner.rows import PARTS, ProgramRows
 from planner.timeline import Choices, Timeline, exact_choices, losses
 
 TIME_PRICE = 1e-6  # of the objective, for one plain step of time: breaks ties, never buys fidelity worth measuring
 OPTION_PRICE = 1e-3  # of a plain step: between ways of the same time, the one with fewer options
 LOSS_GAP = 9e-4  # of the objective, to which a plan's loss is proved to be the least
 SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
-PEAK_GAP = 1e-9  # of the plain step's peak, for the least peak
+PEAK_GAP = 1e-5  # of the peak with everything kept, the same for the least peak
 TIME_LIMIT_SECONDS = 10.0
+ROUNDING_GAP = 5e-3  # of the objective: what is found quickly and not searched for
 ROUNDING_SECONDS = 4.0  # at most: it ends much earlier but for machines with other work
 SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
@@ -137,7 +138,9 @@ class IntegerProgram:
         for _ in range(RETRIES):
             stand = {int(o): float(relaxed[o] > 0.5) for o in options if not WHOLE < relaxed[o] < 1 - WHOLE}
             known = len(self._moments)
-            choices, _ = self._solve(replace(self._deciding(stand | dict(decided)), seconds=ROUNDING_SECONDS, near=True), limits)
+            choices, _ = self._solve(
+                replace(self._deciding(stand | dict(decided)), gap=ROUNDING_GAP, seconds=ROUNDING_SECONDS, near=True), limits
+            )
             if choices is not None or len(self._moments) == known:
                 return choices
             again = self.relaxed(limits, decided)  # which now knows the moments that were overfilled
@@ -200,7 +203,7 @@ class IntegerProgram:
         costs[self.rows.peak] = 1.0
         lower, upper = self._nothing_lost if limits.loss <= 0 else (np.zeros(self.rows.columns), self.rows.upper.copy())
         upper[self.rows.peak] = np.inf
-        return _Problem(costs, PEAK_GAP, lower, upper, any_peak=True)
+        return _Problem(costs, PEAK_GAP * PARTS, lower, upper, any_peak=True)
 
     @property
     def _nothing_lost(self) -> tuple[Values, Values]:
@@ -221,10 +224,14 @@ class IntegerProgram:
         return room if problem.any_peak or (room >= 0).all() else None
 
     def _relaxed(self, problem: "_Problem", limits: Limits) -> Solved | None:
-        """Moments get their rows once a solution has overfilled them: few ever do, and the more rows the slower."""
+        """Moments get their rows once a solution has overfilled them: few ever do, and the more rows the slower. Without any all would be
+        kept whole, so the first ones need no solution.
+        """
         room = self._room(problem, limits)
         if room is None:
             return None
+        if not self._moments:
+            self._add(_highest(self.rows.beyond(self._values(self.everything), room), TOLERANCE, []))
         while True:
             most = np.append(self.rows.most(limits.loss, limits.seconds), room[self._moments] / self.rows.unit)
             solved = self._relaxation.solve(problem.costs, problem.lower, problem.upper, most)

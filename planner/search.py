@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from planner.branching import Branching
-from planner.integer_program import LOSS_GAP, TIME_LIMIT_SECONDS, IntegerProgram, Limits
+from planner.integer_program import LOSS_GAP, PEAK_GAP, TIME_LIMIT_SECONDS, IntegerProgram, Limits
 from planner.schedules import NOTICEABLE, Programs
 from planner.timeline import Choices
 
@@ -101,8 +101,8 @@ def _faster(solution: Solution, limits: Limits, seconds: float) -> Solution:
 
 
 def least_peak(programs: Iterable[IntegerProgram], limits: Limits) -> tuple[Solution, int] | None:
-    """The choices with the lowest peak of all schedules, and that peak, whatever the budget; None where nothing keeps to the other
-    limits.
+    """The choices with the lowest peak of all schedules, and that peak, whatever the budget, within the gap; None where nothing keeps
+    to the other limits.
 
     Best first: a schedule's bound is what is always there, then that of its relaxation, then its peak, each looked at only while it
     is the lowest of all.
@@ -111,7 +111,8 @@ def least_peak(programs: Iterable[IntegerProgram], limits: Limits) -> tuple[Solu
     queue: list[tuple[float, bool, int]] = [(float(program.timeline.always.max()), False, n) for n, program in enumerate(every)]
     heapify(queue)
     best: tuple[Solution, int] | None = None
-    while queue and (best is None or queue[0][0] < best[1]):
+    gap = PEAK_GAP * min((program.peak_of_everything for program in every), default=0)
+    while queue and (best is None or queue[0][0] < best[1] - gap):
         _, relaxed, n = heappop(queue)
         if not relaxed:
             if (bound := every[n].least_peak_bound(limits)) < np.inf:

@@ -4,6 +4,7 @@ Every storage, form and gradient lives for one run of the moments, in order, so 
 same runs predict a plan's footprint and constrain the solver.
 """
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,7 +83,7 @@ class Timeline:
     step: Step
     moments: tuple[Moment, ...]
     again: tuple[int, ...] = ()
-    _runs: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    _runs: "array[int]" = field(default_factory=lambda: array("q"))  # five numbers each: tuples would keep the garbage collector busy
 
     @cached_property
     def columns(self) -> Columns:
@@ -99,16 +100,18 @@ class Timeline:
     def add(self, kind: Kind, first: int, last: int, column: int, size: int) -> None:
         """Bytes that live from row `first` to row `last` where the variable of `column` is 1."""
         if size and first <= last:
-            self._runs.append((PLACE[kind], first, last + 1, column, size))
+            self._runs.extend((PLACE[kind], first, last + 1, column, size))
 
     def add_each(self, kind: Kind, first: int, last: int, column: int, sizes: Iterable[int]) -> None:
         """The same for several variables in a row, from that of `column` on."""
         place, after = PLACE[kind], last + 1
-        self._runs += [(place, first, after, at, size) for at, size in enumerate(sizes, start=column) if size]
+        for at, size in enumerate(sizes, start=column):
+            if size:
+                self._runs.extend((place, first, after, at, size))
 
     @cached_property
     def _arrays(self) -> tuple[Bytes, ...]:
-        return tuple(np.array(self._runs, dtype=np.int64).reshape(-1, 5).T)
+        return tuple(np.array(self._runs, dtype=np.int64).reshape(-1, 5).T.copy())
 
     @cached_property
     def always(self) -> Bytes:
@@ -176,7 +179,7 @@ class Timeline:
     @property
     def runs(self) -> tuple[tuple[int, int, int, int, int], ...]:
         """Kind (its place in `KINDS`), first row, the row after the last, variable, bytes."""
-        return tuple(self._runs)
+        return tuple(zip(*(each.tolist() for each in self._arrays), strict=True))
 
     def predict(self, choices: Choices) -> tuple[Footprint, ...]:
         """Footprint at every moment."""
