@@ -63,7 +63,7 @@ class Context:
     metrics: "Counting"
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # what is not async is given a thread
     context: Context = request.app.state.context
     return context
 
