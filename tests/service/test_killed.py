@@ -28,7 +28,7 @@ from tests.service.postgres import needs_postgres, new_database, postgres
 from tests.service.running import FINISHED
 
 JOBS = int(os.environ.get("MEMFIT_KILLED_JOBS", "0"))
-BATCH_SIZES = (8, 7, 6, 5, 4)  # each a profile of its own
+BATCH_SIZES, FIRST_BATCH_SIZE = (8, 7, 6, 5, 4), 3  # each a profile of its own
 FEASIBLE = 4  # of the jobs; the others are answered when the profile is there
 SECONDS = 900 + 10 * JOBS  # as long as a busy machine may take
 pytestmark = [
@@ -46,13 +46,15 @@ def test_jobs_end_once_though_workers_api_and_postgres_are_killed(tmp_path: Path
             server.kill()
             server.start()
 
-        restarts = [service.add_api().restart, restart_postgres, service.add_worker().restart]
+        restarts, worker = [service.add_api().restart, restart_postgres], service.add_worker()
         files = upload(service, model_file, sample_file)
         with service.client as client:
             first, seconds = begin(client, *files)
+            worker.end()  # or what is asked for once the profiles are there would need no job
             with killing(restarts, max(4.0, seconds / 6), 1.05) as kills:
                 plans = first + [ask(client, number, *files) for number in range(1, JOBS)]
-                restarts += [service.add_worker().restart for _ in range(2)]
+                worker.start()
+                restarts += [worker.restart, *(service.add_worker().restart for _ in range(2))]
                 states = wait(client, plans)
         service.wait_for_api()
         jobs = check(service, url, tmp_path / "data" / "shared", plans, states)
@@ -136,7 +138,8 @@ def upload(service: Clustered, model_file: Path, sample_file: Path) -> tuple[str
 def ask(client: httpx.Client, number: int, model: str, sample: str) -> str:
     """A plan, asked for until it is answered: as the Idempotency-Key is the same, it is made once."""
     budget = "80%" if number % (JOBS // FEASIBLE) == 0 else 1024 + number
-    body = {"model": model, "sample": sample, "batch_size": BATCH_SIZES[number % len(BATCH_SIZES)], "budget": budget}
+    batch_size = BATCH_SIZES[number % len(BATCH_SIZES)] if number else FIRST_BATCH_SIZE
+    body = {"model": model, "sample": sample, "batch_size": batch_size, "budget": budget}
     headers = {"idempotency-key": f"plan {number}"}
     answer = persistently(lambda: client.post("/v1/plans", json=body, headers=headers), lambda answer: answer.status_code == 202)
     return str(answer["id"])
