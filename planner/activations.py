@@ -1,6 +1,5 @@
 """Every activation of a step with its holders, and the options that the menu has for it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from statistics import fmean
@@ -43,7 +42,12 @@ def activations_of(
     for at, storage in enumerate(structure.storages):
         if storage.producer < 0 or not storage.holders:
             continue
-        holders = [_holder(graph, nodes.get(structure.names[i]), i) for i in sorted(storage.holders)]
+        holders, read = [], []
+        for i in sorted(storage.holders):
+            node = nodes.get(structure.names[i])
+            for x in _read_of(graph, structure, node, at) or [None]:  # q, k and v of one storage: each has to be served
+                holders.append(_holder(graph, node, i))
+                read.append(x)
         forms = []
         for value in dict.fromkeys(values[structure.names[h.operation]] for h in holders if structure.names[h.operation] in values):
             served = tuple(
@@ -71,8 +75,11 @@ def activations_of(
                 and structure.storage_of.get(bits_held(graph, node)) == at
             ):
                 forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
-            if node is not None and node.name in graph.repeated:
-                forms += _repeated_forms(node, n, at, graph, structure, travelled)
+            x = read[n]
+            if node is not None and x is not None:
+                forms.append(Form(x.name, (n,), _options(travelled.get((x.name, node.name), []), x.name, [node], graph, structure)))
+            elif node is not None and node.name in graph.repeated and structure.storage_of.get(node.name) == at:
+                forms.append(Form(node.name, (n,), ()))  # its own output, which it then does without: options come with recomputation
         activations.append(
             Activation(
                 storage.name,
@@ -102,16 +109,10 @@ def activations_of(
     return tuple(activations)
 
 
-def _repeated_forms(operation: Node, n: int, at: int, graph: TrainingGraph, structure: Structure, travelled: Travelled) -> Iterator[Form]:
-    """Of an operation that may work itself out again and keeps a storage: its input, for which there are options; or its own
-    output, which it then does without (the options come with the other recomputations).
-    """
-    inputs = graph.repeated[operation.name]
-    for x in inputs:
-        if x.op != "placeholder" and structure.storage_of.get(x.name) == at:
-            yield Form(x.name, (n,), _options(travelled.get((x.name, operation.name), []), x.name, [operation], graph, structure))
-    if structure.storage_of.get(operation.name) == at and operation.name not in {x.name for x in inputs}:
-        yield Form(operation.name, (n,), ())
+def _read_of(graph: TrainingGraph, structure: Structure, operation: Node | None, at: int) -> list[Node | None]:
+    """Of a storage, the inputs of an operation that may work itself out again."""
+    inputs = graph.repeated.get(operation.name, ()) if operation is not None else ()
+    return [x for x in dict.fromkeys(inputs) if x.op != "placeholder" and structure.storage_of.get(x.name) == at]
 
 
 def holds_inputs(graph: TrainingGraph, structure: Structure, operation: str) -> bool:

@@ -80,7 +80,7 @@ def activation_choices(timeline: Timeline, choices: Choices) -> tuple[Activation
                 ActivationChoice(
                     activation.name,
                     activation.name,
-                    names,
+                    tuple(dict.fromkeys(names)),
                     activation.shape,
                     activation.bytes,
                     KEEP if whole else NOT_NEEDED,

@@ -152,3 +152,32 @@ def test_a_budget_of_the_whole_process_is_proved_by_its_peak(tmp_path: Path) -> 
     with pytest.raises(InfeasibleBudget) as caught:
         solve(profile, PlanRequest(Budget(amount_bytes=1 << 20), budget_scope="process"))
     assert caught.value.least_budget_bytes > profile.runtime_bytes
+
+
+class Fused(nn.Module):
+    """Attention whose queries, keys and values are views of one linear layer's result, as in GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fused, self.out, self.head = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 5)
+        self.wide = nn.Sequential(nn.Linear(32, 256), nn.GELU(), nn.Linear(256, 32))  # whose peak comes while the others are held
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = (x.unflatten(2, (4, 8)).transpose(1, 2) for x in self.fused(self.norm(tokens)).split(32, dim=2))
+        x = tokens + self.out(F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2))
+        result: Tensor = self.head((x + self.wide(x)).mean(1))
+        return result
+
+
+@pytest.mark.parametrize("techniques", [("recompute",), ("int8", "int4")], ids=str)
+def test_what_attention_reads_of_one_tensor_is_held_until_all_of_it_is_served(techniques: tuple[str, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sample = {"inputs.0": torch.randn(4, 256, 32), "targets": torch.randint(5, (4,))}
+    graph = capture(export(Fused(), sample))
+    profile = profile_of(graph, sample, "cross_entropy")
+    fidelity = 1.0 if techniques == ("recompute",) else 0.999
+    plan = solve(profile, PlanRequest(None, techniques=techniques, min_fidelity=fidelity))
+    held = [c for c in plan.activations if any("attention" in holder for holder in c.holders) and c.name == "linear"]
+    assert len(held) == 3 and all(c.technique in techniques for c in held)
+    proof = proved(graph, sample, profile, plan, tmp_path)
+    assert proof.measured_peak_bytes == pytest.approx(plan.predicted_peak_bytes, rel=0.01)
