@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Depends, Header, Path, Request
+from fastapi import Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import CompoundSelect, delete, func, literal, select, union_all
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models import HoldingRecord, JobRecord, JobState, ModelRecord, PlanRecord, ProfileRecord, SampleRecord, UploadRecord
-from service.context import Context, ContextDep
+from service.context import Context, context_of
 from service.keys import Caller, caller_of
 from service.problems import NotFound
 from service.rates import TooMany
@@ -25,10 +25,9 @@ STORED: tuple[tuple[Thing, InstrumentedAttribute[str], InstrumentedAttribute[int
 IdPath = Annotated[str, Path(description="As the answer that made it says.", examples=["e16d35ca-2689-42ee-8a20-21f778a2f283"])]
 
 
-async def authenticate(
-    request: Request, context: ContextDep, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
-) -> Caller:
+async def authenticate(request: Request) -> Caller:
     """The caller of a request, whose key has the scope for it. A key that was looked at is good for another second."""
+    context, authorization = context_of(request), request.headers.get("authorization")
     caller = context.callers.find(authorization)
     if caller is None:
         caller = await run_in_threadpool(_caller, context, authorization)

@@ -63,9 +63,13 @@ class Context:
     metrics: "Counting"
 
 
-async def _context(request: Request) -> Context:  # what is not async is given a thread
+def context_of(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
+
+
+async def _context(request: Request) -> Context:  # what is not async is given a thread
+    return context_of(request)
 
 
 ContextDep = Annotated[Context, Depends(_context)]
