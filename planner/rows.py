@@ -4,7 +4,7 @@ Variables are those of `planner.timeline`, then what each trainable parameter lo
 whole weight while it is frozen, and at least what the forms its gradient is worked out from lose of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,8 @@ from planner.timeline import Timeline, exact_choices, first_served, segments
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
 
 Row = tuple[dict[int, float], float]
+FormAt = tuple[int, int]  # its activation and its place there
+Shares = dict[FormAt, dict[int, float]]  # of the objective, by the variable of each option of a form
 
 
 @dataclass
@@ -48,7 +50,7 @@ class ProgramRows:
     @cached_property
     def rows(self) -> Rows:
         """Those that hold for every plan; then the loss; then the seconds. Those of moments come as they are wanted."""
-        fixed = [*self._flow(), *self._cover(), *self._sources(), *self._folded(), *self._lose()]
+        fixed = [*self._flow(), *self._cover(), *self._sources(), *self._fold(), *self._lose()]
         fixed.append(({self.at.parameter[name]: 1.0 for name in self.weight}, 1.0))  # a plan trains something
         loss: Values = np.zeros(self.columns)
         loss[self.losses : self.peak] = 1.0
@@ -102,27 +104,21 @@ class ProgramRows:
                 rows.setdefault((a, f, source), {self.at.wholes + source: 1.0})[column] = -1.0
         yield from ((row, 0.0) for row in rows.values())
 
-    def _folded(self) -> Iterator[Row]:
-        """A norm folds where the convolution's weight trains; its own weight then loses what forms of the convolution's input lose of it.
-
-        One row says so of all these forms, if what they could lose at most is taken off while the norm is not folded.
+    def _fold(self) -> Iterator[Row]:
+        """A norm folds where the convolution's weight trains. Its own weight then loses what forms of the convolution's input lose of it
+        too; while it does not fold, as much as it could lose is taken off.
         """
-        folds: dict[str | None, int] = {}
-        lost: dict[str, dict[tuple[int, int], dict[int, float]]] = {}
-        for column, (a, f, _) in enumerate(self.at.chosen, start=self.at.options):
-            option = self.options[column]
-            if option.by_gradient_of is not None:
-                folds[first_served(self.step, a, f)] = column
-                yield {self.at.parameter[option.by_gradient_of]: 1.0, column: -1.0}, 0.0
-            for name, energy in option.folded_energy.items():
-                if name in self.loss_at:
-                    share = min(1.0, energy / self.energies[name]) * self.weight[name]
-                    lost.setdefault(name, {}).setdefault((a, f), {})[column] = share
-        for name in (name for name in lost if name in folds):
-            shares = {column: -share for of_form in lost[name].values() for column, share in of_form.items()}
-            most = sum(max(of_form.values()) for of_form in lost[name].values())
-            yield {self.loss_at[name]: 1.0, folds[name]: -most, **shares}, -most
-            yield from ((dict.fromkeys(self.at.of_form[form], -1.0), -1.0) for form in lost[name])
+        lost, lost_too = self._lost, self._shares(lambda option: option.folded_energy)
+        for fold, option in self.options.items():
+            if option.by_gradient_of is None:
+                continue
+            yield {self.at.parameter[option.by_gradient_of]: 1.0, fold: -1.0}, 0.0
+            a, f, _ = self.at.chosen[fold - self.at.options]
+            name = first_served(self.step, a, f)
+            if name in self.weight and lost_too[name]:
+                others = {form: shares for form, shares in lost[name].items() if form != (a, f)}  # which has the fold and no other option
+                most = _most(others) + _most(lost_too[name])
+                yield {self.loss_at[name]: 1.0, fold: -most, **_negative(others, lost_too[name])}, -most
 
     def _lose(self) -> Iterator[Row]:
         """A frozen parameter loses its weight; a trained one what its forms lose.
@@ -130,26 +126,34 @@ class ProgramRows:
         One row says both, tightly: a form that serves one parameter alone is empty while that is frozen. Another may be full then:
         one shared with others, or whose errors travel to them. So as much as it could lose is taken off.
         """
-        lost: dict[str, dict[int, float]] = {name: {} for name in self.weight}
-        shared: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.weight}
-        for (a, f), columns in self.at.of_form.items():
-            activation = self.step.activations[a]
-            served = {activation.holders[h] for h in activation.forms[f].holders}
-            alone = len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
+        for name, loss in self.loss_at.items():
+            weight, trained, lost = self.weight[name], self.at.parameter[name], self._lost[name]
+            shared = {form: shares for form, shares in lost.items() if not self._serves_one(form)}
+            frozen = weight - _most(shared)
+            yield {loss: 1.0, trained: frozen, **_negative(lost)}, frozen
+            if shared:
+                yield {loss: 1.0, trained: weight}, weight
+
+    def _serves_one(self, form: FormAt) -> bool:
+        """Whether it serves one parameter alone, and no gradient that passes."""
+        a, f = form
+        activation = self.step.activations[a]
+        served = {activation.holders[h] for h in activation.forms[f].holders}
+        return len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
+
+    @cached_property
+    def _lost(self) -> dict[str, Shares]:
+        return self._shares(lambda option: option.lost_energy)
+
+    def _shares(self, energy: Callable[[Option], dict[str, float]]) -> dict[str, Shares]:
+        """Of each trainable parameter, what options lose of the objective."""
+        shares: dict[str, Shares] = {name: {} for name in self.weight}
+        for form, columns in self.at.of_form.items():
             for column in columns:
-                for name, energy in self.options[column].lost_energy.items():
-                    if name in lost:
-                        lost[name][column] = share = min(1.0, energy / self.energies[name])
-                        if not alone:
-                            shared[name][a, f] = max(shared[name].get((a, f), 0.0), share)
-        for name, column in self.loss_at.items():
-            weight, trained = self.weight[name], self.at.parameter[name]
-            frozen = weight * (1.0 - sum(shared[name].values()))
-            yield {column: 1.0, trained: frozen, **{at: -weight * each for at, each in lost[name].items()}}, frozen
-            if shared[name]:
-                yield {column: 1.0, trained: weight}, weight
-        for form in {form for forms in shared.values() for form in forms}:
-            yield dict.fromkeys(self.at.of_form[form], -1.0), -1.0
+                for name, lost in energy(self.options[column]).items():
+                    if name in shares:
+                        shares[name].setdefault(form, {})[column] = self.weight[name] * min(1.0, lost / self.energies[name])
+        return shares
 
     @cached_property
     def integral(self) -> NDArray[np.bool_]:
@@ -201,6 +205,20 @@ class ProgramRows:
     def forward_seconds(self) -> float:
         """What a step takes whatever is chosen."""
         return sum(operation.forward_seconds for operation in self.step.operations)
+
+
+def _most(shares: Shares) -> float:
+    """All that forms could lose."""
+    return sum(max(of_form.values()) for of_form in shares.values())
+
+
+def _negative(*shares: Shares) -> dict[int, float]:
+    """Terms of a row that what is lost is at least."""
+    terms: dict[int, float] = {}
+    for of_form in (of_form for each in shares for of_form in each.values()):
+        for column, share in of_form.items():
+            terms[column] = terms.get(column, 0.0) - share
+    return terms
 
 
 def _sparse(rows: list[Row], columns: int) -> csr_array:

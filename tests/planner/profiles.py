@@ -166,7 +166,9 @@ def forms(draw: st.DrawFn, holders: list[Holder], size: int, parameters: list[Pa
         made.append(Form("value", dense, tuple(options)))
     for h, holder in enumerate(holders):
         if holder.needed_for == "gradient" and draw(st.booleans()):
-            made.append(Form(f"mask{h}", (h,), (Option("mask", {}, 1, draw(st.integers(0, 2)), 0, {}, 0.0),)))
+            travels = draw(st.none() | st.sampled_from(parameters))  # the error of what is held, to a weight before it
+            lost = {travels.name: draw(st.integers(1, 4)) / 4 * travels.gradient_energy} if travels and travels.gradient_energy else {}
+            made.append(Form(f"mask{h}", (h,), (Option("int8" if lost else "mask", {}, 1, draw(st.integers(0, 2)), 0, lost, 0.0),)))
             if dense and draw(st.booleans()):  # one form for what reads the value and what tells from it where its gradient passes
                 lost = {str(holders[d].parameter): draw(st.integers(1, 4)) / 4 for d in dense} if draw(st.booleans()) else {}
                 bitmap = Option("bitmap", {}, draw(st.integers(1, size)), draw(amounts), draw(amounts), lost, draw(st.integers(0, 2)) / 10)

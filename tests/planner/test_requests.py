@@ -263,6 +263,6 @@ def test_a_suggestion_that_is_followed_fits(profile: Profile, optimizer: Optimiz
                 value = Optimizer(**value) if name == "optimizer" else tuple(value) if name in ("techniques", "frozen") else value
                 followed = replace(followed, **{name: value})
         plan = solve(smaller, followed)
-        assert plan.fidelity == pytest.approx(suggestion["fidelity"], abs=0.1)
+        assert plan.fidelity >= float(suggestion["fidelity"]) - 2e-3  # type: ignore[arg-type]  # it is of the first plan found
         least = solve(smaller, replace(followed, budget=Budget(amount_bytes=int(suggestion["least_budget_bytes"]))))  # type: ignore[call-overload]
         assert least.predicted_peak_bytes == suggestion["least_budget_bytes"]

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InfeasibleBudget, NothingTrainable
 from planner.footprint import timeline
+from planner.integer_program import IntegerProgram, Limits
 from planner.plan import Correction, Schedule
 from planner.profile import Activation, Form, Holder, Moment, Operation, Option, Parameter, Profile, Step
 from planner.request import Budget, Optimizer, PlanRequest
@@ -16,6 +18,7 @@ from planner.schedules import NOTICEABLE, divided, undivided
 from planner.search import UNHURRIED
 from planner.solver import solve
 from planner.timeline import Choices, exact_choices, losses
+from planner.trainable import weights
 from tests.planner.profiles import small_profiles
 from tests.reference.footprint import every_plan, footprint, lost_share, seconds, step_of
 
@@ -81,6 +84,23 @@ def enumerated(profile: Profile, request: PlanRequest) -> list[Enumerated]:
     ]
 
 
+@given(profile=small_profiles(), data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_the_program_loses_what_its_choices_lose(profile: Profile, data: st.DataObject) -> None:
+    names = [p.name for p in profile.parameters]
+    choices = data.draw(st.sampled_from(list(every_plan(profile.whole, names))))
+    assert by_program(profile, choices) == pytest.approx(lost_share(profile, profile.whole, names, choices), abs=1e-6)
+
+
+def by_program(profile: Profile, choices: Choices) -> float:
+    """What choices lose, by the integer program in which all is decided as they have it."""
+    program = IntegerProgram(timeline(profile, Optimizer(), Schedule(4)), weights(profile, request(1, Optimizer())), 1.0)
+    values = program.timeline.variables(choices)
+    solved = program.relaxed(Limits(10**6), {int(column): float(values[column]) for column in np.flatnonzero(program.rows.integral)})
+    assert solved is not None
+    return float(solved.values[program.rows.losses : program.rows.peak].sum())
+
+
 @given(profile=small_profiles(), optimizer=optimizers, budget_bytes=st.integers(1, 60), own_loop=st.booleans())
 @settings(deadline=None, max_examples=500)
 def test_the_plan_is_the_best_that_fits(profile: Profile, optimizer: Optimizer, budget_bytes: int, own_loop: bool) -> None:
@@ -104,53 +124,46 @@ def test_the_plan_is_the_best_that_fits(profile: Profile, optimizer: Optimizer, 
         assert plan.predicted_seconds <= slowest
 
 
-def test_what_a_form_loses_itself_and_what_a_fold_loses_with_it_add_up() -> None:
-    held = Option("hosvd", {}, 1, 0, 0, {"w1": 1.0, "w2": 2.0}, 0.0, folded_energy={"w2": 4.0})
-    fold = Option("fold", {}, 0, 0, 0, {}, 0.0, by_gradient_of="w1")
-    forms = (Holder(1, "weight", "w1"), held), (Holder(2, "weight", "w2"), fold)
-    activations = tuple(
-        Activation(f"op{n}", n, (8,), "float32", 8, n, n + 1, (holder,), (Form(f"op{n}", (0,), (option,)),))
-        for n, (holder, option) in enumerate(forms)
-    )
-    step, both = Step(4, (), activations, (), {}), {(0, 0): 0, (1, 0): 0}
-    assert losses(step, Choices(frozenset({"w1", "w2"}), frozenset(), both)) == {(0, 0): {"w1": 1.0, "w2": 6.0}, (1, 0): {}}
-    assert losses(step, Choices(frozenset({"w1"}), frozenset({1}), {(0, 0): 0})) == {(0, 0): {"w1": 1.0}}
+FOLD = Option("fold", {}, 0, 0, 0, {}, 0.0, by_gradient_of="w1")
 
 
-def test_a_norm_that_folds_loses_what_its_convolution_loses() -> None:
-    """Where the convolution's input is held with loss, the norm may fold for no bytes, or hold its own input with less loss."""
+def lossy(held: int, lost: dict[str, float], folded: dict[str, float]) -> Option:
+    return Option("hosvd", {}, held, 0, 0, lost, 0.0, folded_energy=folded)
 
-    def option(held: int, lost: dict[str, float], folded: dict[str, float]) -> Option:
-        return Option("hosvd", {}, held, 0, 0, lost, 0.0, folded_energy=folded)
 
-    fold = Option("fold", {}, 0, 0, 0, {}, 0.0, by_gradient_of="w1")
-    read = Activation(
-        *("op0", 0, (8,), "float32", 8, 0, 1),
-        (Holder(1, "weight", "w1"),),
-        (Form("op0", (0,), (option(1, {"w1": 1.0}, {"w2": 8.0}), option(6, {"w1": 0.5}, {"w2": 0.25}))),),
-    )
-    made = Activation(
-        *("op1", 1, (8,), "float32", 8, 1, 2), (Holder(2, "weight", "w2"),), (Form("op1", (0,), (option(3, {"w2": 1.0}, {}), fold)),)
-    )
-    profile = Profile(
+def convolution_and_norm(read: Activation, of_norm: tuple[Option, ...]) -> Profile:
+    """An operation, a convolution that reads what it makes, and a norm that alone holds what the convolution makes."""
+    made = Activation("op1", 1, (8,), "float32", 8, 1, 2, (Holder(2, "weight", "w2"),), (Form("op1", (0,), of_norm),))
+    operations = tuple(Operation(f"op{i}", "op", (i - 1,) if i else (), (f"w{i}",), 0, 0, 0, None) for i in range(3))
+    return Profile(
         graph="graph",
         loss="mse",
         batch_norm="frozen",
         static_bytes=0,
         parameters=tuple(Parameter(f"w{i}", (1,), 1, 10.0) for i in range(3)),
-        steps=(
-            Step(
-                4,
-                tuple(Operation(f"op{i}", "op", (i - 1,) if i else (), (f"w{i}",), 0, 0, 0, None) for i in range(3)),
-                (read, made),
-                (),
-                {},
-            ),
-        ),
+        steps=(Step(4, operations, (read, made), (), {}),),
         splits=(),
         plain_peak_bytes=100,
         plain_seconds=1.0,
     )
+
+
+def test_what_a_form_loses_itself_and_what_a_fold_loses_with_it_add_up() -> None:
+    held = Form("op0", (0, 1), (lossy(1, {"w1": 1.0, "w2": 2.0}, {"w2": 4.0}),))
+    holders = Holder(1, "gradient"), Holder(1, "weight", "w1")  # so its error travels on
+    profile = convolution_and_norm(Activation("op0", 0, (8,), "float32", 8, 0, 1, holders, (held,)), (FOLD,))
+    both = {(0, 0): 0, (1, 0): 0}
+    choices = Choices(frozenset({"w1", "w2"}), frozenset(), both)
+    assert losses(profile.whole, choices) == {(0, 0): {"w1": 1.0, "w2": 6.0}, (1, 0): {}}
+    assert losses(profile.whole, Choices(frozenset({"w1"}), frozenset({1}), {(0, 0): 0})) == {(0, 0): {"w1": 1.0}}
+    assert by_program(profile, choices) == pytest.approx((10 + 1 + 6) / 30)
+
+
+def test_a_norm_that_folds_loses_what_its_convolution_loses() -> None:
+    """Where the convolution's input is held with loss, the norm may fold for no bytes, or hold its own input with less loss."""
+    options = lossy(1, {"w1": 1.0}, {"w2": 8.0}), lossy(6, {"w1": 0.5}, {"w2": 0.25})
+    read = Activation("op0", 0, (8,), "float32", 8, 0, 1, (Holder(1, "weight", "w1"),), (Form("op0", (0,), options),))
+    profile = convolution_and_norm(read, (lossy(3, {"w2": 1.0}, {}), FOLD))
     chosen = {}
     for budget_bytes in (6, 8, 19):
         asked = request(budget_bytes, Optimizer())
