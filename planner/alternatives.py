@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.menu import lossless_menu
+from planner.menu import lossless_menu, lossy_techniques
 from planner.plan import Alternative, Plan
 from planner.profile import Profile
 from planner.request import PlanRequest
@@ -36,7 +36,7 @@ def alternatives(profile: Profile, request: PlanRequest, plan: Plan) -> tuple[Al
 
 
 def _lossless(profile: Profile, request: PlanRequest, plan: Plan) -> Alternative:
-    if plan.score == 1.0:
+    if plan.score == 1.0 and not lossy_techniques(profile) & {choice.technique for choice in plan.activations}:
         return Alternative("lossless", True, plan.fidelity, plan.predicted_peak_bytes, plan.slowdown, {"the plan": True})
     programs = Programs(lossless_menu(profile), replace(request, min_fidelity=None), weights(profile, request))
     solution = search(programs, limits_of(programs, plan.budget_bytes), SEARCH_SECONDS)

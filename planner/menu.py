@@ -29,6 +29,12 @@ def lossless_menu(profile: Profile) -> Profile:
     return _with_options(profile, lambda options: tuple(option for option in options if not option.lost_energy))
 
 
+def lossy_techniques(profile: Profile) -> set[str]:
+    """Those of options that lose something of other data, whatever they lose of the sample."""
+    forms = (form for step in profile.steps for activation in step.activations for form in activation.forms)
+    return {option.technique for form in forms for option in form.options if option.lost_energy}
+
+
 def _with_options(profile: Profile, of: Callable[[tuple[Option, ...]], tuple[Option, ...]]) -> Profile:
     def activation(each: Activation) -> Activation:
         return replace(each, forms=tuple(replace(form, options=of(form.options)) for form in each.forms))
