@@ -1,8 +1,11 @@
 """Every activation of a step with its holders, and the options that the menu has for it."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from statistics import fmean
+from typing import NamedTuple
 
 from torch.fx import Node
 
@@ -35,66 +38,104 @@ def activations_of(
         structure: of the whole batch or of a part of it: bytes are for its shapes.
         energies, travelled: what each option loses, of the whole batch.
     """
-    nodes = {node.name: node for node in graph.operations}
-    index = {name: i for i, name in enumerate(structure.names)}
-    values = {holder: value for value, holders in holders_of_values(graph).items() for holder in holders}
-    activations = []
-    for at, storage in enumerate(structure.storages):
-        if storage.producer < 0 or not storage.holders:
-            continue
-        holders, read = [], []
-        for i in sorted(storage.holders):
-            node = nodes.get(structure.names[i])
-            for x in _read_of(graph, structure, node, at) or [None]:  # q, k and v of one storage: each has to be served
-                holders.append(_holder(graph, node, i))
-                read.append(x)
-        forms = []
-        for value in dict.fromkeys(values[structure.names[h.operation]] for h in holders if structure.names[h.operation] in values):
-            served = tuple(
-                n for n, h in enumerate(holders) if values.get(structure.names[h.operation]) == value and h.needed_for == "weight"
-            )
-            if served and value in energies.candidates and structure.storage_of[value] == at:
-                restoring = [nodes[structure.names[holders[n].operation]] for n in served]
-                options = _options(energies.candidates[value], value, restoring, graph, structure)
-                modes = spectra[value].modes() if structure.shape_of[value] == spectra[value].shape else ()
-                rectifier = tuple(n for n, h in enumerate(holders) if structure.names[h.operation] == value)
-                if not (rectifier and nodes[value].target in RELUS and holds_its_result(graph.module, nodes[value])):
-                    forms.append(Form(value, served, options, modes))
-                    continue
-                forms.append(Form(value, served, tuple(option for option in options if option.technique != BITMAP), modes))
-                forms.append(Form(value, rectifier + served, tuple(option for option in options if option.technique == BITMAP)))
-        if storage.name in graph.folded and [structure.names[h.operation] for h in holders] == [graph.folded[storage.name].name]:
-            fold = fold_option(graph, nodes[storage.name])
+    step = _Step(graph, structure, spectra, energies, travelled)
+    held = [step.activation(at) for at, storage in enumerate(structure.storages) if storage.producer >= 0 and storage.holders]
+    return (*held, *_kept_inside(graph, structure))
+
+
+class _Use(NamedTuple):
+    """A holder of a storage; its operation, None of what is none of the graph's; and which of the inputs that it may work itself out
+    from again it is, None where it may not.
+    """
+
+    holder: Holder
+    node: Node | None
+    read: Node | None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Of what activations are made; the arguments of `activations_of`."""
+
+    graph: TrainingGraph
+    structure: Structure
+    spectra: dict[str, Spectra]
+    energies: Energies
+    travelled: Travelled
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        return {node.name: node for node in self.graph.operations}
+
+    @cached_property
+    def value_of(self) -> dict[str, str]:
+        """The value that each operation with a measured one holds."""
+        return {holder: value for value, holders in holders_of_values(self.graph).items() for holder in holders}
+
+    def activation(self, at: int) -> Activation:
+        """That of a storage."""
+        storage, uses = self.structure.storages[at], self._uses(at)
+        values = [self.value_of[name] for use in uses if (name := self._name(use)) in self.value_of]
+        forms = [form for value in dict.fromkeys(values) for form in self._forms_of_value(at, uses, value)]
+        if storage.name in self.graph.folded and [*map(self._name, uses)] == [self.graph.folded[storage.name].name]:
+            fold = fold_option(self.graph, self.nodes[storage.name])
             forms = [replace(form, options=(*form.options, fold)) for form in forms] or [Form(storage.name, (0,), (fold,))]
-        for n, holder in enumerate(holders):
-            node = nodes.get(structure.names[holder.operation])
-            if (
-                node is not None
-                and node.target in RECTIFIERS
-                and graph.may_hold_bits(node)
-                and structure.storage_of.get(bits_held(graph, node)) == at
-            ):
-                forms.append(Form(node.name, (n,), (mask_option(prod(storage.shape)),)))
-            x = read[n]
-            if node is not None and x is not None:
-                forms.append(Form(x.name, (n,), _options(travelled.get((x.name, node.name), []), x.name, [node], graph, structure)))
-            elif node is not None and node.name in graph.repeated and structure.storage_of.get(node.name) == at:
-                forms.append(Form(node.name, (n,), ()))  # its own output, which it then does without: options come with recomputation
-        activations.append(
-            Activation(
-                storage.name,
-                storage.producer,
-                storage.shape,
-                storage.dtype,
-                storage.bytes,
-                storage.born,
-                storage.last_use,
-                tuple(holders),
-                tuple(forms),
-            )
+        forms += [form for n, use in enumerate(uses) for form in self._forms_of_operation(at, n, use)]
+        return Activation(
+            *(storage.name, storage.producer, storage.shape, storage.dtype, storage.bytes, storage.born, storage.last_use),
+            tuple(use.holder for use in uses),
+            tuple(forms),
         )
-    # What an operation keeps of its own making and could hold in less: dropout's choices, the input a rectifier overwrites, the indices
-    # of max pooling; and what it could work out again.
+
+    def _name(self, use: _Use) -> str:
+        return self.structure.names[use.holder.operation]
+
+    def _uses(self, at: int) -> list[_Use]:
+        """The holders of a storage. An operation that reads several views of it, as attention does q, k and v, is one for each: each has
+        to be served.
+        """
+        uses = []
+        for i in sorted(self.structure.storages[at].holders):
+            node = self.nodes.get(self.structure.names[i])
+            inputs = self.graph.repeated.get(node.name, ()) if node is not None else ()
+            read = [x for x in dict.fromkeys(inputs) if x.op != "placeholder" and self.structure.storage_of.get(x.name) == at]
+            uses += [_Use(_holder(self.graph, node, i), node, x) for x in (read or (None,))]
+        return uses
+
+    def _forms_of_value(self, at: int, uses: list[_Use], value: str) -> Iterator[Form]:
+        """Those that restore an input of weights, and that in bits which serves the rectifier that makes it too."""
+        served = tuple(n for n, use in enumerate(uses) if self.value_of.get(self._name(use)) == value and use.holder.needed_for == "weight")
+        if not served or value not in self.energies.candidates or self.structure.storage_of[value] != at:
+            return
+        restoring = [self.nodes[self._name(uses[n])] for n in served]
+        options = _options(self.energies.candidates[value], value, restoring, self.graph, self.structure)
+        modes = self.spectra[value].modes() if self.structure.shape_of[value] == self.spectra[value].shape else ()
+        rectifier = tuple(n for n, use in enumerate(uses) if self._name(use) == value)
+        if not (rectifier and self.nodes[value].target in RELUS and holds_its_result(self.graph.module, self.nodes[value])):
+            yield Form(value, served, options, modes)
+            return
+        yield Form(value, served, tuple(option for option in options if option.technique != BITMAP), modes)
+        yield Form(value, rectifier + served, tuple(option for option in options if option.technique == BITMAP))
+
+    def _forms_of_operation(self, at: int, n: int, use: _Use) -> Iterator[Form]:
+        """Those that serve one holder: a rectifier's mask, and what an operation works itself out from again."""
+        graph, structure, node = self.graph, self.structure, use.node
+        if node is None:
+            return
+        if node.target in RECTIFIERS and graph.may_hold_bits(node) and structure.storage_of.get(bits_held(graph, node)) == at:
+            yield Form(node.name, (n,), (mask_option(prod(structure.storages[at].shape)),))
+        if use.read is not None:
+            measured = self.travelled.get((use.read.name, node.name), [])
+            yield Form(use.read.name, (n,), _options(measured, use.read.name, [node], graph, structure))
+        elif node.name in graph.repeated and structure.storage_of.get(node.name) == at:
+            yield Form(node.name, (n,), ())  # its own output, which it then does without: options come with recomputation
+
+
+def _kept_inside(graph: TrainingGraph, structure: Structure) -> Iterator[Activation]:
+    """What an operation keeps of its own making and could hold in less: dropout's choices, the input a rectifier overwrites, the indices
+    of max pooling; and what it could work out again.
+    """
+    index = {name: i for i, name in enumerate(structure.names)}
     for node in graph.operations:
         i = index[node.name]
         again = holds_inputs(graph, structure, node.name) and not drops_out(node)  # whose bits are what it cannot do without
@@ -104,15 +145,8 @@ def activations_of(
             options = () if again else (index_option(storage.shape) if pooled else mask_option(prod(storage.shape)),)
             form = Form(node.name, (0,), options)
             kept = structure.internal_bytes[i]
-            activations.append(Activation(f"{node.name}:kept", i, storage.shape, "bool", kept, i, i, (Holder(i, "gradient"),), (form,)))
+            yield Activation(f"{node.name}:kept", i, storage.shape, "bool", kept, i, i, (Holder(i, "gradient"),), (form,))
             structure.internal_bytes[i] = 0
-    return tuple(activations)
-
-
-def _read_of(graph: TrainingGraph, structure: Structure, operation: Node | None, at: int) -> list[Node | None]:
-    """Of a storage, the inputs of an operation that may work itself out again."""
-    inputs = graph.repeated.get(operation.name, ()) if operation is not None else ()
-    return [x for x in dict.fromkeys(inputs) if x.op != "placeholder" and structure.storage_of.get(x.name) == at]
 
 
 def holds_inputs(graph: TrainingGraph, structure: Structure, operation: str) -> bool:
