@@ -15,7 +15,8 @@ from time import perf_counter
 import numpy as np
 
 from planner.highs import Values
-from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram, Limits
+from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram
+from planner.lazy_program import Limits
 from planner.timeline import Choices
 
 QUICK = 0.25  # of the seconds, for which a schedule is given to HiGHS as it is: many are proved at once by its cuts
@@ -81,7 +82,7 @@ class Branching:
         """
         program, whole = self.programs[node.program], not node.decided
         if whole and self._known is not None:
-            program.expect(self._known)
+            program.lazy.expect(self._known.lazy)
         self._known = program
         solved = program.relaxed(self.limits, node.decided)
         if solved is None:

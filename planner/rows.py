@@ -14,7 +14,7 @@ from scipy.sparse import csr_array, hstack, vstack
 
 from planner.highs import Rows, Values
 from planner.profile import Option
-from planner.timeline import Timeline, exact_choices, first_served, segments
+from planner.timeline import Choices, Timeline, exact_choices, first_served, losses, segments
 
 PARTS = 1000  # of the peak with everything kept, in which rows count bytes: HiGHS's tolerance of 1e-6 is then far below a budget
 
@@ -200,6 +200,22 @@ class ProgramRows:
         for column, option in self.options.items():
             seconds[column] = option.seconds
         return seconds
+
+    def lost(self, choices: Choices) -> dict[str, float]:
+        """Share of each trainable parameter's energy that choices lose."""
+        lost = {name: 0.0 if name in choices.trained else 1.0 for name in self.weight}
+        for of_form in losses(self.step, choices).values():
+            for name, energy in of_form.items():
+                lost[name] += energy / self.energies[name]
+        return lost
+
+    def values(self, choices: Choices) -> Values:
+        """The variables' values for choices."""
+        values = np.zeros(self.columns)
+        values[: self.losses] = self.timeline.variables(choices)
+        for name, lost in self.lost(choices).items():
+            values[self.loss_at[name]] = self.weight[name] * lost
+        return values
 
     @property
     def forward_seconds(self) -> float:

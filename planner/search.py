@@ -8,7 +8,8 @@ from time import perf_counter
 import numpy as np
 
 from planner.branching import Branching
-from planner.integer_program import LOSS_GAP, PEAK_GAP, TIME_LIMIT_SECONDS, IntegerProgram, Limits
+from planner.integer_program import LOSS_GAP, PEAK_GAP, IntegerProgram
+from planner.lazy_program import TIME_LIMIT_SECONDS, Limits
 from planner.schedules import NOTICEABLE, Programs
 from planner.timeline import Choices
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from planner import branching
 from planner.branching import Branching
-from planner.integer_program import LOSS_GAP, Limits
+from planner.integer_program import LOSS_GAP
+from planner.lazy_program import Limits
 from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest
 from planner.solver import programs_for

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from planner.errors import InfeasibleBudget, NothingTrainable
 from planner.footprint import timeline
-from planner.integer_program import IntegerProgram, Limits
+from planner.integer_program import IntegerProgram
+from planner.lazy_program import Limits
 from planner.plan import Correction, Schedule
 from planner.profile import Activation, Form, Holder, Moment, Operation, Option, Parameter, Profile, Step
 from planner.request import Budget, Optimizer, PlanRequest
