@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from bench.tables import write_between
 from bench.trained import Images, normed
-from memfit.forms import Form, Hosvd, Int4, PatchMean
+from memfit.forms import Basis, Form, Hosvd, Int4, PatchMean, Subspace
 from memfit.operators.conv import convolution
 from memfit.recipe import HeldForm
 from memfit.shipped import encode, tensors_of
@@ -35,7 +35,7 @@ from planner.capture import TrainingGraph, capture_module
 from planner.fidelity import holders_of_values, measure_spectra
 from planner.sample import Batch
 from planner.spectra import Spectra
-from planner.techniques import settings_of
+from planner.techniques import basis_form, settings_of
 
 BATCH, SIDE = 64, 28
 SHARES = (8, 60)
@@ -120,6 +120,21 @@ def coded(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
     return {value: form for value, form in found.items() if form is not None}
 
 
+def basis(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
+    """Directions of the first batch, never refreshed."""
+    return _projections(spectra, share, Basis)
+
+
+def subspace(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
+    """The same, refreshed every step."""
+    return _projections(spectra, share, Subspace)
+
+
+def _projections(spectra: dict[str, Spectra], share: int, kind: type[Basis]) -> dict[str, Form]:
+    found = {value: basis_form(each, _bytes(each) // share, kind) for value, each in spectra.items()}
+    return {value: form for value, form in found.items() if form is not None}
+
+
 def hosvd(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
     """The papers' rule: one share of the energy for all modes of all layers, the largest that fits the bytes of all of them."""
     best: dict[str, Form] = {}
@@ -152,6 +167,8 @@ def _held(forms: dict[str, Form], spectra: dict[str, Spectra]) -> int:
 
 WAYS: dict[str, tuple[Maker, tuple[int, ...]]] = {
     "coded, static": (coded, SHARES),
+    "basis": (basis, SHARES),
+    "subspace": (subspace, SHARES),
     "HOSVD, one ε (papers)": (hosvd, SHARES),
     "int4": (int4, SHARES[:1]),
     "patch mean": (patch_mean, SHARES),
