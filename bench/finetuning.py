@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,7 +27,7 @@ from torch.nn import functional
 
 from bench.tables import write_between
 from bench.trained import Images, normed
-from memfit.forms import Basis, Form, Hosvd, Int4, PatchMean, Subspace
+from memfit.forms import Form, Hosvd, Int4, PatchMean
 from memfit.operators.conv import convolution
 from memfit.recipe import HeldForm
 from memfit.shipped import encode, tensors_of
@@ -35,7 +36,7 @@ from planner.capture import TrainingGraph, capture_module
 from planner.fidelity import holders_of_values, measure_spectra
 from planner.sample import Batch
 from planner.spectra import Spectra
-from planner.techniques import basis_form, settings_of
+from planner.techniques import basis_form, settings_of, subspace_form
 
 BATCH, SIDE = 64, 28
 SHARES = (8, 60)
@@ -115,24 +116,28 @@ def accuracy(net: nn.Module, images: Images) -> float:
         return float((net(images.images).argmax(1) == images.classes).float().mean())
 
 
-def coded(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
-    found = {value: each.coding.form(_bytes(each) // share) for value, each in spectra.items()}
+def _found(spectra: dict[str, Spectra], share: int, make: Callable[[Spectra, int], Form | None]) -> dict[str, Form]:
+    """Where there is a form of so few bytes."""
+    found = {value: make(each, _bytes(each) // share) for value, each in spectra.items()}
     return {value: form for value, form in found.items() if form is not None}
+
+
+def coded(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
+    return _found(spectra, share, lambda each, most_bytes: each.coding.form(most_bytes))
 
 
 def basis(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
     """Directions of the first batch, never refreshed."""
-    return _projections(spectra, share, Basis)
+    return _found(spectra, share, basis_form)
 
 
 def subspace(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
-    """The same, refreshed every step."""
-    return _projections(spectra, share, Subspace)
+    """The same, refreshed every few steps."""
+    return _found(spectra, share, subspace_form)
 
 
-def _projections(spectra: dict[str, Spectra], share: int, kind: type[Basis]) -> dict[str, Form]:
-    found = {value: basis_form(each, _bytes(each) // share, kind) for value, each in spectra.items()}
-    return {value: form for value, form in found.items() if form is not None}
+def subspace_every_step(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
+    return _found(spectra, share, partial(subspace_form, every=1))
 
 
 def hosvd(spectra: dict[str, Spectra], share: int) -> dict[str, Form]:
@@ -169,6 +174,7 @@ WAYS: dict[str, tuple[Maker, tuple[int, ...]]] = {
     "coded, static": (coded, SHARES),
     "basis": (basis, SHARES),
     "subspace": (subspace, SHARES),
+    "subspace, every step": (subspace_every_step, SHARES),
     "HOSVD, one ε (papers)": (hosvd, SHARES),
     "int4": (int4, SHARES[:1]),
     "patch mean": (patch_mean, SHARES),

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from bench import models
 from bench.tables import write_between
-from memfit.forms import Form, Hosvd, Subspace
+from memfit.forms import Form, Hosvd
 from memfit.losses import loss_of
 from memfit.native import library
 from memfit.recipe import FOLD, HeldForm
@@ -28,7 +28,7 @@ from planner.capture import TrainingGraph, capture
 from planner.fidelity import holders_of_values, measure_spectra
 from planner.sample import Batch, batches_of
 from planner.spectra import Spectra
-from planner.techniques import basis_form, settings_of
+from planner.techniques import basis_form, settings_of, subspace_form
 
 MODELS = ("resnet_18", "mobilenet_v2")
 SHARE = 10
@@ -60,7 +60,8 @@ TECHNIQUES: dict[str, Callable[[Spectra, int], Form | None]] = {
     "coded, static": coded,
     "coded, adaptive": adaptive,
     "basis": basis_form,
-    "subspace": lambda spectra, most_bytes: basis_form(spectra, most_bytes, Subspace),
+    "subspace": subspace_form,
+    "subspace, every step": lambda spectra, most_bytes: subspace_form(spectra, most_bytes, every=1),
     "HOSVD a batch": hosvd,
 }
 

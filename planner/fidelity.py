@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from memfit.forms import Form, Held, Projection
+from memfit.forms import Form, Held, Projection, Subspace
 from memfit.losses import loss_of
 from memfit.operators import conv, linear, norm
 from memfit.tucker import Decompose, as_mode, decompose_mode, multiply_mode
@@ -122,7 +122,7 @@ def measure_energies(
     weights = {node.name: str(graph.weight_of(node)) for node in graph.operations if node.name in holders}
     uses = Counter(weights.values())
     first = {each[0] for each in holders_of_values(graph).values()}
-    held: dict[str, list[Held]] = {}
+    held: dict[str, dict[tuple[int, int], Held]] = {}
     module = graph.exact_without_dropout
     norms = {norm.name for name, norm in graph.folded.items() if name in holders}
     of_norms: dict[str, tuple[tuple[Any, ...], Tensor]] = {}  # what a norm was given beside its input, and the gradient of its result
@@ -144,7 +144,7 @@ def measure_energies(
                 if norm is not None:
                     of_norm = _folded_gradient(args, *of_norms.pop(norm.name))
                     lost[str(graph.weight_of(norm))] = lambda error: _energy(of_norm(error))
-                _compare(energies.candidates[value], held.setdefault(value, []), energies.batches, weight, x, lost, left)
+                _compare(energies.candidates[value], held.setdefault(value, {}), energies.batches, weight, x, lost, left)
             if node.name in first:
                 del held[value]
             done += 1
@@ -175,7 +175,7 @@ def measure_energies(
 
 def _compare(
     measured: list[Measured],
-    held: list[Held],
+    held: dict[tuple[int, int], Held],
     batch: int,
     weight: str,
     x: Tensor,
@@ -183,29 +183,40 @@ def _compare(
     left_by: Callable[[Form], int | None],
 ) -> None:
     """Args:
+    held: of `x`, for the number of a candidate and of a kind of pass.
     weight: that trains from `x`. The others of `lost_by` are of norms folded into its operation.
     """
     decompose = _remembering(x)
     for number, each in enumerate(measured):
-        form = each.candidate.form
-        started = perf_counter()
-        if len(held) <= number:
-            held.append(form.compress(x, decompose))
-        left = left_by(form)
-        if left is not None and isinstance(form, Projection):
-            in_directions = form.restore(held[number], x.shape, 0, x.shape[0], left)
-            each.seconds = perf_counter() - started
-            directions = form.directions(held[number], x.shape, left)
-            restored = multiply_mode(as_mode(in_directions, left, left + 1), directions).view(x.shape)
-        else:
-            restored = form.restore(held[number], x.shape, 0, x.shape[0])
-            each.seconds = perf_counter() - started
-        error = restored.sub_(x)
-        for name, lost in lost_by.items():
-            of_batches = (each.lost_energy if name == weight else each.folded_energy).setdefault(name, [])
-            if len(of_batches) == batch:
-                of_batches.append(0.0)
-            of_batches[batch] += lost(error)
+        each.seconds = 0.0
+        for kind, (share, form) in enumerate(_passes(each.candidate.form)):
+            started, at = perf_counter(), (number, kind)
+            if at not in held:
+                held[at] = form.compress(x, decompose)
+            left = left_by(form)
+            if left is not None and isinstance(form, Projection):
+                in_directions = form.restore(held[at], x.shape, 0, x.shape[0], left)
+                each.seconds += share * (perf_counter() - started)
+                directions = form.directions(held[at], x.shape, left)
+                restored = multiply_mode(as_mode(in_directions, left, left + 1), directions).view(x.shape)
+            else:
+                restored = form.restore(held[at], x.shape, 0, x.shape[0])
+                each.seconds += share * (perf_counter() - started)
+            error = restored.sub_(x)
+            for name, lost in lost_by.items():
+                of_batches = (each.lost_energy if name == weight else each.folded_energy).setdefault(name, [])
+                if len(of_batches) == batch:
+                    of_batches.append(0.0)
+                of_batches[batch] += share * lost(error)
+
+
+def _passes(form: Form) -> list[tuple[float, Form]]:
+    """What the passes of a step hold a value in, and the share of them. The directions of passes between two iterations are taken to be no
+    better than those that are shipped.
+    """
+    if isinstance(form, Subspace) and form.every > 1:
+        return [(1 / form.every, form), (1 - 1 / form.every, form.between)]
+    return [(1.0, form)]
 
 
 def _energy(gradient: Tensor) -> float:

@@ -24,6 +24,7 @@ CODED_SHARES = (1 / 4, 1 / 6, 1 / 8, 1 / 12, 1 / 16, 1 / 24, 1 / 40, 1 / 80)  # 
 BITMAP_BITS = (None, 8, 4)  # of the elements above zero
 HOSVD_THRESHOLDS, SVD_THRESHOLDS = (0.8, 0.95), (0.9,)
 HOSVD_SHARES, BASIS_SHARES, SUBSPACE_SHARES = (1 / 20, 1 / 100), (1 / 20, 1 / 100), (1 / 20, 1 / 100)
+EVERY = 8  # passes, in which directions that follow the data are refreshed once
 GIVEN = 0.4  # of the least energy that fixed directions lose, for fewer products, where the holder has next to none of its own
 
 
@@ -62,7 +63,7 @@ def candidates(spectra: Spectra) -> list[Candidate]:
     best = (spectra.ranks(int(whole * share) // itemsize) for share in HOSVD_SHARES)
     forms += [Hosvd((shape[0], *each), 1.0) for each in best if each is not None]
     forms += [basis for share in BASIS_SHARES if (basis := basis_form(spectra, int(whole * share)))]
-    forms += [moving for share in SUBSPACE_SHARES if (moving := basis_form(spectra, int(whole * share), Subspace))]
+    forms += [moving for share in SUBSPACE_SHARES if (moving := subspace_form(spectra, int(whole * share)))]
     forms += [Int8(), Int4()] if prod(shape[1:]) >= GROUP // 4 else []
     if itemsize > 2:
         forms.append(Bfloat16())
@@ -74,16 +75,22 @@ def candidates(spectra: Spectra) -> list[Candidate]:
     return [each for (size, _), each in sorted(by_bytes.items(), key=lambda item: item[0]) if size < whole]
 
 
-def basis_form(spectra: Spectra, most_bytes: int, kind: type[Basis] = Basis) -> Basis | None:
+def subspace_form(spectra: Spectra, most_bytes: int, every: int = EVERY) -> Subspace | None:
+    """As `basis_form`, with the factors held too."""
+    basis = basis_form(spectra, most_bytes, factors_held=True)
+    return None if basis is None else Subspace(basis.sizes, basis.ranks, basis.factors, every)
+
+
+def basis_form(spectra: Spectra, most_bytes: int, factors_held: bool = False) -> Basis | None:
     """Factors of ranks that keep nearly the most in these bytes, those that are shipped (of two bytes an element) and held included."""
     nearly = 1 + GIVEN * FREE_PRODUCTS / spectra.coding.products_worth
-    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize + (kind is Subspace), nearly)
+    ranks = spectra.ranks(most_bytes // spectra.itemsize, 2 / spectra.itemsize + factors_held, nearly)
     if ranks is None:
         return None
     sizes = spectra.shape[1:]
     used = [mode for mode, (size, rank) in enumerate(zip(sizes, ranks, strict=True), start=1) if rank < size]
     factors = [spectra.factors[mode][:, : ranks[mode - 1]].half().flatten() for mode in used]
-    return kind(sizes, ranks, torch.cat(factors)) if factors else None
+    return Basis(sizes, ranks, torch.cat(factors)) if factors else None
 
 
 def candidate(form: Form, shape: tuple[int, ...], itemsize: int) -> Candidate:

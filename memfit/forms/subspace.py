@@ -1,6 +1,6 @@
-"""Tucker core in factors that follow the data: each step improves the last step's by one iteration, and nothing is decomposed."""
+"""Tucker core in factors that follow the data: an iteration every few passes improves them, and nothing is decomposed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -14,16 +14,24 @@ from memfit.tucker import Decompose, as_mode, decompose_mode, multiply_mode
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subspace(Basis):
-    """The projection on directions of every mode but the samples, from one subspace iteration on those of the step before.
+    """The projection on directions of every mode but the samples, from one subspace iteration on those before.
 
-    The factors of the first step are shipped. `compress` leaves `factors` as they are and holds its own, which `memfit.operators.held.Hold`
-    takes over for the next step; another number of samples does not matter, since the samples have no factor. Modes are worked on
+    The first factors are shipped. `compress` leaves `factors` as they are and holds its own, which `memfit.operators.held.Hold`
+    takes over for the passes to come; another number of samples does not matter, since the samples have no factor. Modes are worked on
     one after the other, the most shrinking first, each in the core that the others before it left.
 
-    Source: arXiv 2505.05086 (ASI), there with all modes from the whole tensor.
+    Attributes:
+        every: passes from one iteration to the next. Those between hold `between`.
+
+    Source: arXiv 2505.05086 (ASI), there in every step, and with all modes from the whole tensor.
     """
 
     technique: ClassVar[str] = "subspace"
+    every: int = 1
+
+    @property
+    def between(self) -> Basis:
+        return Basis(self.sizes, self.ranks, self.factors)
 
     def compress(self, x: Tensor, decompose: Decompose = decompose_mode) -> Held:
         core, before, found = x.contiguous(), self._factors(x.dtype), {}
@@ -47,11 +55,11 @@ class Subspace(Basis):
         return core if found else core.clone(), torch.cat(flat) if flat else x.new_empty(0)
 
     def directions(self, held: Held, shape: tuple[int, ...], mode: int) -> Tensor:
-        return Basis(self.sizes, self.ranks, held[1]).directions(held, shape, mode)
+        return replace(self.between, factors=held[1]).directions(held, shape, mode)
 
     def restore(self, held: Held, shape: torch.Size, start: int, stop: int, left: int | None = None) -> Tensor:
         core, factors = held
-        return Basis(self.sizes, self.ranks, factors).restore((core,), shape, start, stop, left)
+        return replace(self.between, factors=factors).restore((core,), shape, start, stop, left)
 
     def held_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return itemsize * (shape[0] * prod(self.ranks) + self.factors.numel())

@@ -36,6 +36,7 @@ class Hold(nn.Module):
     def __init__(self, form: Form) -> None:
         super().__init__()
         self._form = form
+        self._passes = 0
         for name, tensor in tensors_of(form).items():  # they move with the model, and leave its state_dict as it was
             self.register_buffer(name, tensor, persistent=False)
 
@@ -48,9 +49,12 @@ class Hold(nn.Module):
         if not torch.is_grad_enabled():
             return None
         with torch.no_grad():
-            form = self.form
+            form, refreshes = self.form, self._passes == 0
+            if isinstance(form, Subspace):
+                self._passes = (self._passes + 1) % form.every
+                form = form if refreshes else form.between
             held = form.compress(x.detach())
-            if isinstance(form, Subspace):  # the next step starts from this one's factors
+            if isinstance(form, Subspace):  # whose factors those to come start from
                 self.factors = held[1].to(self.get_buffer("factors").dtype, copy=True)
             return HeldTensor(form, held)
 

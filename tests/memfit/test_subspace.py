@@ -44,6 +44,20 @@ def test_steps_lead_from_any_start_to_the_best_factors_whatever_the_batch_size()
     assert losses[0] < 0.1 * lost(HeldTensor(fixed, fixed.compress(data(8, 8))), data(8, 8))
 
 
+def test_between_two_refreshed_passes_the_directions_stay() -> None:
+    hold = Hold(Subspace(SIZES, RANKS, start(), every=3))
+    x = data(8, 0)
+    factors, losses = [], []
+    for _ in range(7):
+        losses.append(lost(hold(x), x))
+        factors.append(hold.get_buffer("factors").clone())
+    changed = [not torch.equal(before, after) for before, after in zip([start(), *factors], factors, strict=False)]
+    assert changed == [True, False, False, True, False, False, True]
+    fixed = Basis(SIZES, RANKS, factors[0])
+    assert losses[1] == losses[2] == lost(HeldTensor(fixed, fixed.compress(x)), x)
+    assert losses[3] < losses[2]
+
+
 def test_a_backward_uses_the_factors_of_its_own_forward() -> None:
     hold = Hold(Subspace(SIZES, RANKS, start()))
     first, second = data(8, 0), data(8, 1)

@@ -1,11 +1,13 @@
 """What an option loses, as the profile measures it, against the weight gradients of restored activations in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from memfit.forms import Int4
+from memfit.forms import Int4, Subspace
 from planner.capture import capture_module
 from planner.fidelity import COMBINATIONS, measure_energies
 from planner.sample import Batch
@@ -97,3 +99,18 @@ def test_the_energy_an_option_loses(linear: bool, outputs: int) -> None:
     # Σ over 16 signs of an error whose energy is spread over r directions: relative deviation √(2 / 16 r), here of r about 5.
     assert ours == pytest.approx(truth, rel=1e-3 if outputs < 4 * COMBINATIONS else 0.4)
     assert truth > 0 and measured.gradient["second.weight"][0] == pytest.approx(float(gradients[0].square().sum()), rel=1e-4)
+
+
+def test_directions_refreshed_every_few_passes_lose_between_those_of_each_pass() -> None:
+    torch.manual_seed(0)
+    net = Net(True, 4)
+    x, classes = torch.randn(8, 10, 12), torch.randint(5, (8,))
+    graph = capture_module(net, (x,))
+    value = next(node.name for node in graph.operations if "silu" in node.name)
+    always = Subspace((10, 24), (10, 5), torch.linalg.qr(torch.randn(24, 5))[0].flatten())
+    forms = replace(always, every=4), always, always.between
+    candidates = [candidate(form, (8, 10, 24), 4) for form in forms]
+    measured = measure_energies(graph, [Batch((x,), classes)], "cross_entropy", {value: candidates}, lambda done: None)
+    mixed, refreshed, shipped = (each.lost_energy["second.weight"][0] for each in measured.candidates[value])
+    assert refreshed < shipped
+    assert mixed == pytest.approx(refreshed / 4 + 3 * shipped / 4)
