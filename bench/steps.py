@@ -60,8 +60,8 @@ TECHNIQUES: dict[str, Callable[[Spectra, int], Form | None]] = {
     "coded, static": coded,
     "coded, adaptive": adaptive,
     "basis": basis_form,
-    "subspace": subspace_form,
-    "subspace, every step": lambda spectra, most_bytes: subspace_form(spectra, most_bytes, every=1),
+    "subspace, seven steps of eight": subspace_form,
+    "subspace, the eighth": lambda spectra, most_bytes: subspace_form(spectra, most_bytes, every=1),
     "HOSVD a batch": hosvd,
 }
 
