@@ -37,10 +37,11 @@ class Schedule:
     slice: int = 0
 
     def __str__(self) -> str:
-        how = f"{self.micro_batch} samples at a time"
+        samples = self.slice if self.splits else self.micro_batch
+        how = f"{samples} sample{'s' * (samples > 1)} at a time"
         if self.splits:
             segments = f", in {len(self.splits)} segments" if len(self.splits) > 1 else ""
-            how = f"{self.slice} samples at a time up to {self.splits[-1]}{segments}, then all at once"
+            how += f" up to {self.splits[-1]}{segments}, then all at once"
         return how + (", updates as gradients come" if self.early_updates else "")
 
 
