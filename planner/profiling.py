@@ -86,7 +86,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     )
     again = recomputations(graph, batches[0])
     for number, samples in enumerate(sizes):
-        progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} samples at a time")
+        progress(0.8 + 0.2 * number / len(sizes), f"the footprint of every operation, {samples} sample{'s' * (samples > 1)} at a time")
         hand_back()
         part = batches[0].first(samples)
         structure = observe_structure(graph, part, loss) if number else whole
