@@ -83,7 +83,7 @@ def decompose_mode(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         gram_NN = gram(x_LNR)
         if not torch.isfinite(gram_NN.trace()):
             return _without_directions(size, gram_NN)
-        energies, vectors = torch.linalg.eigh(gram_NN)
+        energies, vectors = eigh(gram_NN)
         return energies.flip(0).clamp_min(0), vectors.flip(1)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     unfolded_NM = x_LNR.transpose(0, 1).reshape(size, length * rest).to(dtype)
@@ -93,10 +93,28 @@ def decompose_mode(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         gram_MM = unfolded_NM.mT @ unfolded_NM
     if not torch.isfinite(gram_MM.trace()):
         return _without_directions(size, gram_MM)
-    energies, vectors = torch.linalg.eigh(gram_MM)
+    energies, vectors = eigh(gram_MM)
     # The products are orthogonal but for rounding, worst in the smallest directions; QR makes them so, in their order.
     factor, _ = torch.linalg.qr(unfolded_NM @ vectors.flip(1))
     return energies.flip(0).clamp_min(0), factor
+
+
+def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a finite Gram matrix, in ascending order.
+
+    LAPACK sometimes fails of many equal eigenvalues, such as the zeros of a tensor of few elements that are not. Then they are told apart
+    by less than rounding, on the diagonal of `gram`.
+    """
+    try:
+        energies, vectors = torch.linalg.eigh(gram)
+        if vectors.isfinite().all():
+            return energies, vectors
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        pass
+    step = torch.finfo(gram.dtype).eps * gram.trace() / len(gram)
+    gram.diagonal().add_(step * torch.arange(len(gram), dtype=gram.dtype, device=gram.device))
+    energies, vectors = torch.linalg.eigh(gram)
+    return energies, vectors
 
 
 def _without_directions(size: int, gram: Tensor) -> tuple[Tensor, Tensor]:

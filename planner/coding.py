@@ -9,6 +9,7 @@ from torch import Tensor
 from memfit.allotment import CODES, allot, code_deviations, lost_share
 from memfit.forms.coded import Coded, sample_ranges, unit_rows
 from memfit.transform import BlockTransform
+from memfit.tucker import eigh
 
 LARGEST_BASIS = 1024  # features; more would cost more time to learn and apply than it saves
 FREQUENCIES = 64  # most of them in a block: the cosine transform costs as many products an element
@@ -82,7 +83,7 @@ class Coding:
         learned = [False]
         if features.shape[0] <= LARGEST_BASIS and 2 * features.shape[0] <= features.shape[1]:
             centred = features - self.mean[:, None]
-            directions = torch.linalg.eigh(centred @ centred.mT)[1].flip(1)
+            directions = eigh(centred @ centred.mT)[1].flip(1)
             self.basis = directions.mT.contiguous().half().float()
             learned.append(True)
         grid = tuple(size for axis, size in enumerate(self.shape) if axis not in (0, self.feature))
