@@ -5,6 +5,7 @@ from dataclasses import replace
 from statistics import fmean, median
 from time import perf_counter
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -54,7 +55,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
             f"the model does not run on this sample: {reason.rstrip('.')}. Check shapes, types and index ranges of inputs and targets."
         ) from error
     progress(0.06, "the plain step")
-    plain, seconds = measure_step(graph.module, batches[0], loss, steps=3)
+    plain, seconds = measure_step(graph.module, batches[0], loss, steps=2)
     keep_freed_memory()  # from here on as planned steps do, as far as they may
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
     menu = {value: candidates(each) for value, each in spectra.items()}
@@ -132,13 +133,15 @@ def part_seconds(module: GraphModule, batch: Batch, loss: str) -> float:
     """Of a forward and a backward whose gradients are added to those of the part before, as in a step of several parts: the least of
     `TIMED`, since whatever else the machine does only adds to it.
     """
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     seconds = []
-    for _ in range(TIMED + 1):  # the first makes the gradients
+    for _ in range(TIMED):
         started = perf_counter()
         loss_of(loss, call_with(module, batch.inputs), batch.targets).backward()
         seconds.append(perf_counter() - started)
     module.zero_grad(set_to_none=True)
-    return min(seconds[1:])
+    return min(seconds)
 
 
 def _step(
