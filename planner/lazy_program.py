@@ -11,7 +11,7 @@ from planner import highs
 from planner.decoding import whole_choices
 from planner.highs import Relaxation, Rows, Solved, Values
 from planner.rows import ProgramRows
-from planner.timeline import Choices, exact_choices
+from planner.timeline import Choices
 
 TIME_LIMIT_SECONDS = 10.0
 SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
@@ -75,10 +75,6 @@ class LazyProgram:
     def _relaxation(self) -> Relaxation:
         return Relaxation(self.rows.rows)
 
-    @cached_property
-    def _everything(self) -> Values:
-        return self.rows.values(exact_choices(self.rows.step, frozenset(self.rows.weight)))
-
     def relaxed(self, problem: Problem, limits: Limits) -> Solved | None:
         """Moments get their rows once a solution has overfilled them: few ever do, and the more rows the slower. Without any all would be
         kept whole, so the first ones need no solution.
@@ -87,7 +83,7 @@ class LazyProgram:
         if room is None:
             return None
         if not self.moments:
-            self._add(_highest(self.rows.beyond(self._everything, room), TOLERANCE, []))
+            self._add(_highest(self.rows.beyond(self.rows.values(self.rows.everything), room), TOLERANCE, []))
         while True:
             most = np.append(self.rows.most(limits.loss, limits.seconds), room[self.moments] / self.rows.unit)
             solved = self._relaxation.solve(problem.costs, problem.lower, problem.upper, most)

@@ -29,6 +29,7 @@ class ProgramRows:
 
     Attributes:
         weight: of each trainable parameter in the objective; they sum to 1.
+        everything: all that may train does, and is kept whole.
     """
 
     timeline: Timeline
@@ -44,8 +45,8 @@ class ProgramRows:
         self.peak = self.losses + len(self.weight)
         self.columns = self.peak + 1
         self.energies = {p.name: p.gradient_energy for p in self.timeline.profile.parameters}
-        everything = exact_choices(self.step, frozenset(self.weight))
-        self.unit = max(1, self.timeline.peak_bytes(everything)) / PARTS
+        self.everything = exact_choices(self.step, frozenset(self.weight))
+        self.unit = max(1, self.timeline.peak_bytes(self.everything)) / PARTS
 
     @cached_property
     def rows(self) -> Rows:

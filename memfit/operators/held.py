@@ -49,10 +49,10 @@ class Hold(nn.Module):
         if not torch.is_grad_enabled():
             return None
         with torch.no_grad():
-            form, refreshes = self.form, self._passes == 0
-            if isinstance(form, Subspace):
-                self._passes = (self._passes + 1) % form.every
-                form = form if refreshes else form.between
+            form = self.form
+            if isinstance(form, Subspace) and self._passes % form.every:
+                form = form.between
+            self._passes += 1
             held = form.compress(x.detach())
             if isinstance(form, Subspace):  # whose factors those to come start from
                 self.factors = held[1].to(self.get_buffer("factors").dtype, copy=True)
