@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import CompoundSelect, delete, func, literal, select, union_all
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -10,6 +10,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from models import HoldingRecord, JobRecord, JobState, ModelRecord, PlanRecord, ProfileRecord, SampleRecord, UploadRecord
 from service.context import Context, context_of
 from service.keys import Caller, caller_of
+from service.problem_answers import RESPONSES
 from service.problems import NotFound
 from service.rates import TooMany
 
@@ -44,6 +45,17 @@ def _caller(context: Context, authorization: str | None) -> Caller:
 
 
 CallerDep = Annotated[Caller, Depends(authenticate)]
+
+
+def calls(prefix: str, *tags: str) -> APIRouter:
+    """A router of calls that need a caller."""
+    return APIRouter(
+        prefix=prefix,
+        tags=[*tags],
+        dependencies=[Depends(authenticate)],
+        responses=RESPONSES,
+        generate_unique_id_function=lambda route: route.name,
+    )
 
 
 def holds(session: Session, caller: Caller, kind: Thing, id: str) -> bool:

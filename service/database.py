@@ -37,6 +37,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = connect(url)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._reading = sessionmaker(self.engine.execution_options(read_only=True))
         self.told: list[Callable[[JobRecord], None]] = []
         self.topics: list[Callable[[], Iterable[str]]] = []
 
@@ -66,7 +67,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that only reads: it waits for no writer, and keeps none waiting."""
-        with self._sessions(bind=self.engine.execution_options(read_only=True)) as session:
+        with self._reading() as session:
             yield session
 
     def migrate(self) -> None:

@@ -2,20 +2,19 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response, status
+from fastapi import Response, status
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import DeviceRecord, HoldingRecord
 from models.base import new_id
-from service.access import CallerDep, IdPath, check_held, hold, let_go
+from service.access import CallerDep, IdPath, calls, check_held, hold, let_go
 from service.body import Body
 from service.context import Context, ContextDep
 from service.idempotency import id_of_request
 from service.keys import Caller
 from service.presets import PRESETS, RUNTIME_BYTES, RUNTIME_SOURCE, Preset
-from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound
 
 
@@ -85,7 +84,7 @@ def with_budget(context: Context, caller: Caller, content: dict[str, Any]) -> di
         return content | {"budget": device_answer(session, caller, device).budget_bytes}
 
 
-router = APIRouter(prefix="/v1/devices", tags=["devices"], responses=RESPONSES)
+router = calls("/v1/devices", "devices")
 
 
 @router.get("", operation_id="list_devices")

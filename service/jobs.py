@@ -4,21 +4,21 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState
 from service import queue
-from service.access import CallerDep, IdPath, check_held
+from service.access import CallerDep, IdPath, calls, check_held
 from service.context import ContextDep
 from service.documents import PROBLEM
-from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
+from service.rendered import json_answer
 
 # ---- schemas
 
@@ -54,13 +54,15 @@ class JobFinished(Problem):
 
 # ---- queries
 
+ONE = select(JobRecord).where(JobRecord.id == bindparam("id"))  # written once: that takes as long as to ask it
+
 
 def find_job(session: Session, id: str) -> JobRecord:
     """
     Raises:
         NotFound: there is none.
     """
-    record = session.scalar(select(JobRecord).where(JobRecord.id == id))
+    record = session.scalar(ONE, {"id": id})
     if record is None:
         raise NotFound("job", id, "The answers of POST /v1/plans and POST /v1/profiles name theirs.")
     return record
@@ -86,12 +88,16 @@ def job_answer(record: JobRecord) -> JobAnswer:
 
 # ---- routes
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
+router = calls("/v1/jobs", "jobs")
 
 
-@router.get("/{id}")
-def get_job(id: IdPath, caller: CallerDep, context: ContextDep) -> JobAnswer:
+@router.get("/{id}", response_model=JobAnswer)
+def get_job(id: IdPath, caller: CallerDep, context: ContextDep) -> Response:
     """How far a job is."""
+    return json_answer(_job_now(id, caller, context))
+
+
+def _job_now(id: IdPath, caller: CallerDep, context: ContextDep) -> JobAnswer:
     with context.database.reading() as session:
         check_held(session, caller, "job", id)
         return job_answer(find_job(session, id))
@@ -122,14 +128,14 @@ def get_job_log(id: IdPath, caller: CallerDep, context: ContextDep) -> Response:
 
 def _existing(id: IdPath, caller: CallerDep, context: ContextDep) -> str:
     """The id of a job, found before a stream begins: from then on there is no other status to answer with."""
-    return get_job(id, caller, context).id
+    return _job_now(id, caller, context).id
 
 
 @router.get("/{id}/events", response_class=EventSourceResponse)
 async def job_events(id: Annotated[str, Depends(_existing)], caller: CallerDep, context: ContextDep) -> AsyncIterator[ServerSentEvent]:
     """The job now, then every change as it comes: events `progress`, and at the end one `end`. The data of each is the job."""
     with context.hub.listening(id) as listener:  # first, so that nothing falls between the state read and the events heard
-        answer = await run_in_threadpool(get_job, id, caller, context)
+        answer = await run_in_threadpool(_job_now, id, caller, context)
         while not answer.state.finished:
             yield ServerSentEvent(event="progress", data=answer)
             record = await listener.events.get()

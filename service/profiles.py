@@ -3,16 +3,16 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from models import JobKind, JobRecord, JobState, ProfileRecord, ProfileState
 from planner.profile import Profile
 from planner.request import ProfileSettings
 from service import queue
-from service.access import CallerDep, IdPath, check_held, check_jobs, hold
+from service.access import CallerDep, IdPath, calls, check_held, check_jobs, hold
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, PROBLEM, SAMPLE_SUMMARY
 from service.fit import settle
@@ -22,8 +22,8 @@ from service.jobs import find_job
 from service.keys import Caller
 from service.plans.answers import Footprint
 from service.plans.requests import DIGEST_EXAMPLE, FrontierQuery, SettingsBody
-from service.problem_answers import RESPONSES
 from service.problems import NotFound, Problem
+from service.rendered import json_answer
 from service.store import Store
 from service.stored import Outdated, read_profile
 from service.uploads import find_model, find_sample
@@ -71,13 +71,15 @@ class ProfileAnswer(BaseModel):
 
 # ---- queries
 
+ONE = select(ProfileRecord).where(ProfileRecord.id == bindparam("id"))  # written once, as in service.jobs
+
 
 def find_profile(session: Session, id: str) -> ProfileRecord:
     """
     Raises:
         NotFound: there is none.
     """
-    record = session.get(ProfileRecord, id)
+    record = session.scalar(ONE, {"id": id})
     if record is None:
         raise NotFound("profile", id, "Measure one with POST /v1/profiles; its answer has the id.")
     return record
@@ -129,7 +131,7 @@ def give_to(record: ProfileRecord, job: JobRecord) -> None:
 
 # ---- routes
 
-router = APIRouter(prefix="/v1/profiles", tags=["profiles"], responses=RESPONSES)
+router = calls("/v1/profiles", "profiles")
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
@@ -167,7 +169,7 @@ def get_profile(
 
     ready = measured and record.state == ProfileState.READY  # the same until it is measured anew
     answer = context.rendered.get(f"{id} {record.content_digest}", render) if ready else render()
-    return Response(answer, media_type="application/json")
+    return json_answer(answer)
 
 
 @router.get("/{id}/frontier")

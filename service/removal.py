@@ -5,7 +5,7 @@ import time
 from datetime import timedelta
 from threading import Event, Thread
 
-from fastapi import APIRouter, status
+from fastapi import status
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -22,12 +22,11 @@ from models import (
     UploadRecord,
 )
 from models.base import now
-from service.access import CallerDep, IdPath, check_held, let_go
+from service.access import CallerDep, IdPath, calls, check_held, let_go
 from service.context import ContextDep
 from service.database import Database
 from service.keys import Caller
 from service.plans.queries import find_plan
-from service.problem_answers import RESPONSES
 from service.problems import Problem
 from service.profiles import find_profile
 from service.store import Kind, Store, digest_of
@@ -53,7 +52,7 @@ class InUse(Problem):
     kind, title, status = "in-use", "It is in use", 409
 
 
-router = APIRouter(prefix="/v1", responses=RESPONSES)
+router = calls("/v1")
 
 
 @router.delete("/models/{id}", status_code=status.HTTP_204_NO_CONTENT, tags=["models"], operation_id="delete_model")

@@ -4,7 +4,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
+from fastapi import Response
+from pydantic import BaseModel
+
 MOST_BYTES = 32 * 2**20
+
+
+def json_answer(answer: BaseModel | bytes) -> Response:
+    """An answer that is asked for often, written by the thread that made it: FastAPI would take another to look it through again."""
+    return Response(answer if isinstance(answer, bytes) else answer.model_dump_json(), media_type="application/json")
 
 
 class Rendered:

@@ -5,19 +5,18 @@ A finished upload is named in `POST /v1/models` or `POST /v1/samples`, as `{"upl
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response, status
+from fastapi import Depends, Header, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from models import UploadRecord
 from models.base import new_id
-from service.access import CallerDep, IdPath, check_bytes, check_held, hold, let_go
+from service.access import CallerDep, IdPath, calls, check_bytes, check_held, hold, let_go
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
 from service.digests import BadDigest
 from service.idempotency import id_of_request
 from service.keys import Caller
-from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound, Problem, UnsupportedBody
 from service.receive import media_type, receive_body, said_type
 from service.store import TooLarge
@@ -68,11 +67,11 @@ def remove_upload(caller: Caller, context: Context, id: str) -> None:
     context.store.upload(id).unlink(missing_ok=True)
 
 
-router = APIRouter(tags=["uploads"], responses=RESPONSES)
-tus = APIRouter(prefix="/v1/uploads", dependencies=[Depends(speaks_tus)])
+router = calls("/v1/uploads", "uploads")
+TUS = [Depends(speaks_tus)]
 
 
-@router.options("/v1/uploads", status_code=status.HTTP_204_NO_CONTENT, operation_id="describe_uploads")
+@router.options("", status_code=status.HTTP_204_NO_CONTENT, operation_id="describe_uploads")
 def describe_uploads(response: Response, context: ContextDep) -> None:
     """What of tus is spoken here, and how large a file may be."""
     response.headers["tus-resumable"] = response.headers["tus-version"] = VERSION
@@ -80,7 +79,7 @@ def describe_uploads(response: Response, context: ContextDep) -> None:
     response.headers["tus-max-size"] = str(context.settings.max_upload_bytes)
 
 
-@tus.post("", status_code=status.HTTP_201_CREATED, response_class=Response, operation_id="begin_upload")
+@router.post("", dependencies=TUS, status_code=status.HTTP_201_CREATED, response_class=Response, operation_id="begin_upload")
 def begin_upload(
     response: Response,
     caller: CallerDep,
@@ -102,7 +101,7 @@ def begin_upload(
     response.headers["location"] = f"/v1/uploads/{id}"
 
 
-@tus.head("/{id}", operation_id="get_upload")
+@router.head("/{id}", dependencies=TUS, operation_id="get_upload")
 def get_upload(id: IdPath, response: Response, caller: CallerDep, context: ContextDep) -> None:
     """How much of an upload is there: `Upload-Offset`."""
     with context.database.reading() as session:
@@ -112,8 +111,9 @@ def get_upload(id: IdPath, response: Response, caller: CallerDep, context: Conte
     response.headers["cache-control"] = "no-store"
 
 
-@tus.patch(
+@router.patch(
     "/{id}",
+    dependencies=TUS,
     status_code=status.HTTP_204_NO_CONTENT,
     operation_id="continue_upload",
     openapi_extra={"requestBody": {"required": True, "content": {PIECE: {"schema": {"type": "string", "format": "binary"}}}}},
@@ -140,7 +140,7 @@ async def continue_upload(
     response.headers["upload-offset"] = str(await run_in_threadpool(offset_of, context, id))
 
 
-@tus.delete("/{id}", status_code=status.HTTP_204_NO_CONTENT, operation_id="delete_upload")
+@router.delete("/{id}", dependencies=TUS, status_code=status.HTTP_204_NO_CONTENT, operation_id="delete_upload")
 def delete_upload(id: IdPath, caller: CallerDep, context: ContextDep) -> None:
     """Give an upload up. Its bytes are gone at once."""
     with context.database.reading() as session:
@@ -156,6 +156,3 @@ def _open(caller: Caller, context: Context, id: str, offset: int | None) -> Uplo
     if (there := offset_of(context, id)) != offset:
         raise UploadConflict(f"{there:,} bytes of the upload are there, and the piece begins at {offset}. Go on from there.", offset=there)
     return record
-
-
-router.include_router(tus)

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from service import logs, tracing
 from service.app import create_app
+from service.heads import BoundedHeads
 from service.settings import Settings
 
 SECONDS_TO_ANSWER = 10  # for requests under way when the server is told to stop
@@ -22,6 +23,7 @@ class Server(uvicorn.Server):
                 self.app,
                 settings.host,
                 settings.port,
+                http=BoundedHeads,
                 timeout_graceful_shutdown=SECONDS_TO_ANSWER,
                 lifespan="on",
                 access_log=False,

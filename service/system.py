@@ -3,12 +3,11 @@
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.access import calls
 from service.context import ContextDep
 from service.limits import machine_memory_bytes
-from service.problem_answers import RESPONSES
 from service.sandbox import Sandbox
 
 
@@ -38,7 +37,7 @@ class SystemAnswer(BaseModel):
     limits: LimitsAnswer
 
 
-router = APIRouter(prefix="/v1/system", tags=["system"], responses=RESPONSES)
+router = calls("/v1/system", "system")
 
 
 @router.get("", operation_id="get_system")

@@ -5,19 +5,18 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response, status
+from fastapi import Path, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from models import ModelRecord, SampleRecord
-from service.access import CallerDep, check_file, check_held, hold
+from service.access import CallerDep, calls, check_file, check_held, hold
 from service.body import Body
 from service.busy import UploadConflict
 from service.context import Context, ContextDep
 from service.documents import MODEL_SUMMARY, SAMPLE_SUMMARY
 from service.keys import Caller
-from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, NotFound
 from service.receive import media_type, receive_body, receive_json, receive_parts
 from service.resumable import find_upload, offset_of, remove_upload
@@ -86,7 +85,7 @@ def find_sample(session: Session, digest: str) -> SampleRecord:
 
 # ---- routes
 
-router = APIRouter(prefix="/v1", responses=RESPONSES)
+router = calls("/v1")
 FILE_BODY = {
     "requestBody": {
         "required": True,

@@ -1,11 +1,9 @@
 """What a caller has, and may have."""
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.access import CallerDep, Thing, active_jobs, largest_stored, stored_bytes
+from service.access import CallerDep, Thing, active_jobs, calls, largest_stored, stored_bytes
 from service.context import ContextDep
-from service.problem_answers import RESPONSES
 
 MOST = 100
 
@@ -34,7 +32,7 @@ class UsageAnswer(BaseModel):
     requests_per_minute_limit: int | None
 
 
-router = APIRouter(prefix="/v1/usage", tags=["keys"], responses=RESPONSES)
+router = calls("/v1/usage", "keys")
 
 
 @router.get("", operation_id="get_usage")

@@ -3,13 +3,13 @@
 from contextlib import ExitStack
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from models import HoldingRecord, PlanRecord, PlanState
-from service.access import CallerDep, IdPath, check_held
+from service.access import CallerDep, IdPath, calls, check_held
 from service.context import Context, ContextDep
 from service.devices import with_budget
 from service.documents import PROBLEM
@@ -18,15 +18,24 @@ from service.keys import Caller
 from service.plans.answers import PlanAnswer, PlanList, PlanSummary, plan_content
 from service.plans.queries import find_plan, make_plan
 from service.plans.requests import DIGEST_EXAMPLE, PlanBody
-from service.problem_answers import RESPONSES
 from service.problems import InvalidRequest, Problem
 from service.profiles import find_profile
 from service.receive import Text, media_type, receive_json, receive_parts
+from service.rendered import json_answer
 from service.store import Draft
 from service.stored import read_certificate, read_plan
 
-router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=RESPONSES)
+router = calls("/v1/plans", "plans")
 PLAN_SCHEMA = {"$ref": "#/components/schemas/PlanBody"}
+STATE = select(PlanRecord.state).where(PlanRecord.id == bindparam("id"))  # written once, as in service.jobs
+NEWEST = (
+    select(PlanRecord.id, PlanRecord.state, PlanRecord.profile_id, PlanRecord.budget_bytes, PlanRecord.created_at)
+    .order_by(PlanRecord.created_at.desc(), PlanRecord.id)
+    .limit(bindparam("limit"))
+)
+NEWEST_HELD = NEWEST.where(
+    PlanRecord.id.in_(select(HoldingRecord.subject_id).where(HoldingRecord.key_id == bindparam("key"), HoldingRecord.kind == "plan"))
+)
 FINISHED = (PlanState.READY, PlanState.INFEASIBLE, PlanState.FAILED, PlanState.CANCELLED)
 FILE_SCHEMA = {"type": "string", "format": "binary"}
 ASKED = {"budget": "40%", "optimizer": {"name": "sgd", "momentum": 0.9}, "loss": "cross_entropy"}
@@ -103,23 +112,18 @@ async def request_plan(request: Request, response: Response, caller: CallerDep, 
     return await run_in_threadpool(_plan_answer, id, caller, context)
 
 
-@router.get("")
+@router.get("", response_model=PlanList)
 def list_plans(
     caller: CallerDep, context: ContextDep, limit: Annotated[int, Query(ge=1, le=1000, description="Most plans to list.")] = 50
-) -> PlanList:
+) -> Response:
     """Plans, newest first."""
     with context.database.reading() as session:
-        plans = select(PlanRecord)
-        if not caller.sees_all:
-            held = select(HoldingRecord.subject_id).where(HoldingRecord.key_id == caller.key_id, HoldingRecord.kind == "plan")
-            plans = plans.where(PlanRecord.id.in_(held))
-        records = session.scalars(plans.order_by(PlanRecord.created_at.desc(), PlanRecord.id).limit(limit))
-        return PlanList(
-            plans=tuple(
-                PlanSummary(id=r.id, state=PlanState(r.state), profile=r.profile_id, budget_bytes=r.budget_bytes, created_at=r.created_at)
-                for r in records
-            )
+        rows = session.execute(NEWEST if caller.sees_all else NEWEST_HELD, {"limit": limit, "key": caller.key_id})
+        summaries = tuple(
+            PlanSummary(id=id, state=PlanState(state), profile=profile, budget_bytes=budget_bytes, created_at=created_at)
+            for id, state, profile, budget_bytes, created_at in rows
         )
+    return json_answer(PlanList(plans=summaries))
 
 
 @router.get("/{id}", response_model=PlanAnswer)
@@ -127,12 +131,12 @@ def get_plan(id: IdPath, caller: CallerDep, context: ContextDep) -> Response:
     """A plan, as far as it has come."""
     with context.database.reading() as session:
         check_held(session, caller, "plan", id)
-        state = PlanState(session.scalar(select(PlanRecord.state).where(PlanRecord.id == id)) or PlanState.QUEUED)
+        state = PlanState(session.scalar(STATE, {"id": id}) or PlanState.QUEUED)
 
     def render() -> bytes:
         return _plan_answer(id, caller, context).model_dump_json().encode()
 
-    return Response(context.rendered.get(id, render) if state in FINISHED else render(), media_type="application/json")
+    return json_answer(context.rendered.get(id, render) if state in FINISHED else render())
 
 
 def _plan_answer(id: str, caller: Caller, context: Context) -> PlanAnswer:
