@@ -13,6 +13,7 @@ from planner.search import least_peak, limits_of, search
 from planner.trainable import trainable, weights
 
 MOST = 5  # suggestions
+NOTABLE = 0.05  # more fidelity of all changes than of the best: all are suggested, too
 ROOM = 50  # of the budget, one part in so many is left for what the measured step takes beyond the prediction
 
 
@@ -52,15 +53,18 @@ def infeasible(programs: Programs, budget_bytes: int, runtime_bytes: int = 0) ->
 
 
 def _suggestions(programs: Programs, budget_bytes: int) -> list[dict[str, object]]:
-    """Changes that fit, one by one; where none does, all together from the cheapest on, until they fit."""
-    changes = [*_changes(programs.profile, programs.request), *_freezing(programs, budget_bytes)]
+    """Changes that fit, one by one; where none does, from the cheapest on together, until they fit. None where not even all do."""
+    changes = [*_changes(programs.profile, programs.request)]
+    together = _tried(programs, changes, budget_bytes) if changes else None
+    if together is None:
+        return []
+    changes += _freezing(programs, budget_bytes)
     tried = [made for change in changes if (made := _tried(programs, [change], budget_bytes)) is not None]
     if not tried:
-        for count in range(2, len(changes) + 1):
-            made = _tried(programs, changes[:count], budget_bytes)
-            if made is not None:
-                return [made]
-    return sorted(tried, key=lambda made: -float(made["fidelity"]))[:MOST]  # type: ignore[arg-type]
+        some = (_tried(programs, changes[:count], budget_bytes) for count in range(2, len(changes)))
+        return [next((made for made in some if made is not None), together)]
+    tried.sort(key=_fidelity, reverse=True)
+    return [*[together] * (_fidelity(together) > _fidelity(tried[0]) + NOTABLE), *tried][:MOST]
 
 
 def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:
@@ -101,7 +105,10 @@ def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict
     request, profile = programs.request, programs.profile
     for change in changes:
         request, profile = replace(request, **change.fields), change.profile or profile
-    changed = Programs(profile, request, weights(profile, request))
+    if profile is programs.profile and request.without_limits == programs.request.without_limits:
+        changed = programs.within(request)
+    else:
+        changed = Programs(profile, request, weights(profile, request))
     solution = search(changed, limits_of(changed, budget_bytes - budget_bytes // ROOM), 0.0)
     if solution is None:
         return None
@@ -115,6 +122,10 @@ def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict
         "least_budget_bytes": smallest[1] if smallest is not None else budget_bytes,
         "fidelity": 1.0 - solution.loss,
     }
+
+
+def _fidelity(made: dict[str, object]) -> float:
+    return float(made["fidelity"])  # type: ignore[arg-type]
 
 
 def _value(change: Change, loss: float, slowdown: float) -> object:
