@@ -87,7 +87,7 @@ class Branching:
         solved = program.relaxed(self.limits, node.decided)
         if solved is None:
             return
-        bound = max(node.bound, solved.bound)
+        bound = max(node.bound, solved.costs)
         if whole and self._open and bound > self._open[0].bound:
             return heappush(self._open, replace(node, bound=bound))  # others come first
         if bound < self._wanted:

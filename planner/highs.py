@@ -23,11 +23,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """Values of the variables, their costs, and the proven bound that no values cost less than."""
+    """Values of the variables, their costs, which no values are below, and by how much these change with the most of each row."""
 
     values: Values
     costs: float
-    bound: float
+    prices: Values
 
 
 class Relaxation:
@@ -60,8 +60,8 @@ class Relaxation:
         highs.run()
         if highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
-        values, least_costs = np.array(highs.getSolution().col_value), highs.getInfo().objective_function_value
-        return Solved(values, least_costs, least_costs)
+        solution = highs.getSolution()
+        return Solved(np.array(solution.col_value), highs.getInfo().objective_function_value, np.array(solution.row_dual))
 
 
 def solve(

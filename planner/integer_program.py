@@ -95,7 +95,10 @@ class IntegerProgram:
 
     def relaxed(self, limits: Limits, decided: Mapping[int, float]) -> Solved | None:
         """The least loss where choices may be made by parts, but for variables that are decided; None where nothing keeps to the limits."""
-        return self.lazy.relaxed(self._deciding(decided), limits)
+        solved = self.lazy.relaxed(self._deciding(decided), limits)
+        if solved is not None and not decided:
+            self._tangents.append((limits, solved.costs, solved.prices[len(self.rows.rows.least) :].sum() / self.rows.unit))
+        return solved
 
     def rounded(self, relaxed: Values, limits: Limits, decided: Mapping[int, float]) -> Choices | None:
         """Choices close to those of a relaxation, quickly: what it decides of options stands too, and the rest is chosen anew (relaxation
@@ -139,12 +142,26 @@ class IntegerProgram:
         self._bounds.append((limits, bound))
 
     def known_bound(self, limits: Limits) -> float:
-        """No choices within the limits lose less, by what was proved within wider ones; 0 where nothing was."""
-        return max((bound for wider, bound in self._bounds if wider.allow(limits)), default=0.0)
+        """No choices within the limits lose less, by what was proved within wider ones and of other budgets; 0 where nothing was.
+
+        The least loss of a relaxation is a convex function of the budget, which lies nowhere below its tangents (Bertsimas and
+        Tsitsiklis 1997, section 5.2).
+        """
+        budget_bytes = limits.budget_bytes
+        proved = [bound for wider, bound in self._bounds if wider.allow(limits)]
+        for other, loss, price in self._tangents:
+            if replace(other, budget_bytes=budget_bytes).allow(limits):
+                proved.append(loss + price * (budget_bytes - other.budget_bytes))
+        return max(proved, default=0.0)
 
     @cached_property
     def _bounds(self) -> deque[tuple[Limits, float]]:
         """Least losses that were proved, and within which limits."""
+        return deque(maxlen=REMEMBERED)
+
+    @cached_property
+    def _tangents(self) -> deque[tuple[Limits, float, float]]:
+        """Least losses of relaxations, within which limits, and how much more a byte of the budget loses: 0 or less."""
         return deque(maxlen=REMEMBERED)
 
     def least_seconds(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> Choices | None:
@@ -159,7 +176,7 @@ class IntegerProgram:
     def least_peak_bound(self, limits: Limits) -> float:
         """No choices have a lower peak, in bytes; infinite where nothing keeps to the other limits."""
         solved = self.lazy.relaxed(self._peaks(limits), limits)
-        return np.inf if solved is None else solved.bound * self.rows.unit
+        return np.inf if solved is None else solved.costs * self.rows.unit
 
     @cached_property
     def _any_loss(self) -> Problem:

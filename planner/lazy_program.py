@@ -127,7 +127,7 @@ class LazyProgram:
             if new and problem.near:
                 break
             moments += further
-        return None, relaxed.bound
+        return None, relaxed.costs
 
     def expect(self, other: "LazyProgram") -> None:
         """Rows, before they are overfilled, of the moments that were in another schedule: mostly they are here too."""

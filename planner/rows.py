@@ -129,18 +129,21 @@ class ProgramRows:
         """
         for name, loss in self.loss_at.items():
             weight, trained, lost = self.weight[name], self.at.parameter[name], self._lost[name]
-            shared = {form: shares for form, shares in lost.items() if not self._serves_one(form)}
+            shared = {form: shares for form, shares in lost.items() if form not in self._of_one}
             frozen = weight - _most(shared)
             yield {loss: 1.0, trained: frozen, **_negative(lost)}, frozen
             if shared:
                 yield {loss: 1.0, trained: weight}, weight
 
-    def _serves_one(self, form: FormAt) -> bool:
-        """Whether it serves one parameter alone, and no gradient that passes."""
-        a, f = form
-        activation = self.step.activations[a]
-        served = {activation.holders[h] for h in activation.forms[f].holders}
-        return len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
+    @cached_property
+    def _of_one(self) -> frozenset[FormAt]:
+        """Forms that serve one parameter alone, and no gradient that passes."""
+        served = {
+            (a, f): {self.step.activations[a].holders[h] for h in self.step.activations[a].forms[f].holders} for a, f in self.at.of_form
+        }
+        return frozenset(
+            form for form, holders in served.items() if len(holders) == 1 and all(holder.needed_for == "weight" for holder in holders)
+        )
 
     @cached_property
     def _lost(self) -> dict[str, Shares]:

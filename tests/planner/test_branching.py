@@ -40,3 +40,19 @@ def test_parameters_decided_one_by_one_come_to_the_least_loss(profile: Profile, 
     assert program.timeline.peak_bytes(choices) <= budget_bytes
     assert least - 1e-6 <= loss <= least + LOSS_GAP + 1e-5
     assert loss - LOSS_GAP - 1e-5 <= search.bound <= least + 1e-5
+
+
+@given(profile=small_profiles(), budgets=st.lists(st.integers(1, 60), min_size=2, max_size=4))
+@settings(deadline=None, max_examples=100)
+def test_what_other_budgets_tell_is_no_more_than_is_lost(profile: Profile, budgets: list[int]) -> None:
+    *others, budget_bytes = budgets
+    for program in programs_for(profile, PlanRequest(None, Optimizer("sgd", 0.9))):
+        relaxed = [program.relaxed(Limits(other), {}) for other in others]
+        told = program.known_bound(Limits(budget_bytes))
+        here = program.relaxed(Limits(budget_bytes), {})
+        if here is not None:
+            assert told <= here.costs + 1e-6
+            if budget_bytes in others:
+                assert told >= here.costs - 1e-6
+        elif all(other is None for other in relaxed):
+            assert told == 0

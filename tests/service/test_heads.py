@@ -43,7 +43,7 @@ def send_without_end(client: socket.socket, start: bytes, piece: bytes) -> int:
     return sent
 
 
-@pytest.mark.parametrize("start, piece", [(ASK, LINE), (ASK + b"x-endless: ", b"a" * 1024), (b"GET /", b"a" * 1024), (UPLOAD, LINE)])
+@pytest.mark.parametrize(("start", "piece"), [(ASK, LINE), (ASK + b"x-endless: ", b"a" * 1024), (b"GET /", b"a" * 1024), (UPLOAD, LINE)])
 def test_a_head_without_end_is_refused(client: socket.socket, service: Running, start: bytes, piece: bytes) -> None:
     assert send_without_end(client, start, piece) < 100 * MOST_BYTES
     assert service.client.get("/healthz").status_code == 200
