@@ -25,9 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard memfit/*.c memfit/*.h)
 demo: $(INSTALLED) ## train, plan, fine-tune, compare; ONCE=1 ends after the table
 	@$(PYTHON) -m demo
 
-# Threads that spin while they wait take the cores from the other processes of the tests.
+# Threads that spin while they wait take the cores from the other processes of the tests. A test that waits for a service leaves its
+# core to another: so one more at a time than there are cores.
 test: $(INSTALLED) ## all tests; PYTEST='-k spectra' passes arguments on
-	@OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST)
+	@OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist worksteal $(PYTEST)
 
 serve: $(INSTALLED) ## the service on port 8000
 	@.venv/bin/memfit serve
