@@ -58,13 +58,15 @@ def _suggestions(programs: Programs, budget_bytes: int) -> list[dict[str, object
     together = _tried(programs, changes, budget_bytes) if changes else None
     if together is None:
         return []
-    changes += _freezing(programs, budget_bytes)
-    tried = [made for change in changes if (made := _tried(programs, [change], budget_bytes)) is not None]
+    alone = [together] if len(changes) == 1 else [_tried(programs, [change], budget_bytes) for change in changes]
+    alone += [_tried(programs, [change], budget_bytes) for change in _freezing(programs, budget_bytes)]
+    tried = sorted((made for made in alone if made is not None), key=_fidelity, reverse=True)
     if not tried:
         some = (_tried(programs, changes[:count], budget_bytes) for count in range(2, len(changes)))
         return [next((made for made in some if made is not None), together)]
-    tried.sort(key=_fidelity, reverse=True)
-    return [*[together] * (_fidelity(together) > _fidelity(tried[0]) + NOTABLE), *tried][:MOST]
+    if _fidelity(together) > _fidelity(tried[0]) + NOTABLE:
+        tried.insert(0, together)
+    return tried[:MOST]
 
 
 def _changes(profile: Profile, request: PlanRequest) -> Iterator[Change]:

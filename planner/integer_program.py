@@ -97,7 +97,7 @@ class IntegerProgram:
         """The least loss where choices may be made by parts, but for variables that are decided; None where nothing keeps to the limits."""
         solved = self.lazy.relaxed(self._deciding(decided), limits)
         if solved is not None and not decided:
-            self._tangents.append((limits, solved.costs, solved.prices[len(self.rows.rows.least) :].sum() / self.rows.unit))
+            self._tangents.append((limits, solved.costs, self.lazy.price(solved)))
         return solved
 
     def rounded(self, relaxed: Values, limits: Limits, decided: Mapping[int, float]) -> Choices | None:

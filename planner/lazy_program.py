@@ -94,6 +94,11 @@ class LazyProgram:
                 return solved
             self._add(further)
 
+    def price(self, relaxed: Solved) -> float:
+        """By how much the costs of what was relaxed last change with a byte of the budget: 0 or less."""
+        of_moments = relaxed.prices[len(self.rows.rows.least) :]
+        return float(of_moments.sum()) / self.rows.unit
+
     def solve(self, problem: Problem, limits: Limits) -> tuple[Choices | None, float]:
         """Choices of the least costs within the limits, None where none were found, and the proven bound of costs, infinite where there
         are none.

@@ -138,12 +138,13 @@ class ProgramRows:
     @cached_property
     def _of_one(self) -> frozenset[FormAt]:
         """Forms that serve one parameter alone, and no gradient that passes."""
-        served = {
-            (a, f): {self.step.activations[a].holders[h] for h in self.step.activations[a].forms[f].holders} for a, f in self.at.of_form
-        }
-        return frozenset(
-            form for form, holders in served.items() if len(holders) == 1 and all(holder.needed_for == "weight" for holder in holders)
-        )
+        return frozenset(form for form in self.at.of_form if self._serves_one(form))
+
+    def _serves_one(self, form: FormAt) -> bool:
+        a, f = form
+        activation = self.step.activations[a]
+        served = {activation.holders[h] for h in activation.forms[f].holders}
+        return len(served) == 1 and all(holder.needed_for == "weight" for holder in served)
 
     @cached_property
     def _lost(self) -> dict[str, Shares]:

@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 from models import JobKind, JobRecord, JobState
 from service import queue
 from service.access import CallerDep, IdPath, calls, check_held
-from service.context import ContextDep
+from service.context import Context, ContextDep
 from service.documents import PROBLEM
+from service.keys import Caller
 from service.problems import NotFound, Problem
 from service.rendered import json_answer
 
@@ -97,7 +98,7 @@ def get_job(id: IdPath, caller: CallerDep, context: ContextDep) -> Response:
     return json_answer(_job_now(id, caller, context))
 
 
-def _job_now(id: IdPath, caller: CallerDep, context: ContextDep) -> JobAnswer:
+def _job_now(id: str, caller: Caller, context: Context) -> JobAnswer:
     with context.database.reading() as session:
         check_held(session, caller, "job", id)
         return job_answer(find_job(session, id))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,11 @@ class Running:
     def context(self) -> Context:
         context: Context = self.server.app.state.context
         return context
+
+    def connect(self, timeout_seconds: float | None = None) -> socket.socket:
+        """A connection of its own, to send what no client would."""
+        host, port = self.server.address.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout_seconds)
 
     def until(self, path: str, found: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE) -> dict[str, Any]:
         """Ask again and again until the answer is as wanted."""

@@ -8,15 +8,14 @@ import pytest
 from service.heads import MOST_BYTES
 from tests.service.running import Running
 
-LINE = b"x-line: " + bytes([97]) * 1014 + b"\r\n"
+LINE = b"x-line: " + b"a" * 1014 + b"\r\n"
 ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 UPLOAD = b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"  # what follows are trailers
 
 
 @pytest.fixture
 def client(service: Running) -> Iterator[socket.socket]:
-    host, port = service.server.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as client:
+    with service.connect(timeout_seconds=30) as client:
         yield client
 
 

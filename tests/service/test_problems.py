@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +123,7 @@ def test_samples_that_are_none(service: Running, sample_file: Path) -> None:
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/models", "/v1/plans"])
 def test_a_client_that_goes_away_leaves_nothing(service: Running, path: str) -> None:
     before = service.files()
-    host, port = service.server.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as client:
+    with service.connect() as client:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=edge\r\nContent-Length: 1000000\r\n\r\n"
         client.sendall(head.encode() + b'--edge\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + bytes(5000))
         until(lambda: service.files() != before)

@@ -1,7 +1,6 @@
 """Uploads that were cut go on where they ended (tus 1.0)."""
 
 import errno
-import socket
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -59,9 +58,8 @@ def test_a_sample_in_pieces_is_that_sample(service: Running, sample_file: Path) 
 def test_an_upload_that_is_cut_goes_on(service: Running, model_file: Path) -> None:
     data = model_file.read_bytes()
     place = begin(service, len(data))
-    host, port = service.server.address.removeprefix("http://").split(":")
     share = len(data) * 6 // 10
-    with socket.create_connection((host, int(port))) as client:
+    with service.connect() as client:
         fields = PIECE | {"host": "x", "upload-offset": "0", "content-length": str(len(data))}
         client.sendall(f"PATCH {place} HTTP/1.1\r\n".encode() + "".join(f"{k}: {v}\r\n" for k, v in fields.items()).encode() + b"\r\n")
         client.sendall(data[:share])
