@@ -101,12 +101,13 @@ class IntegerProgram:
         return solved
 
     def rounded(self, relaxed: Values, limits: Limits, decided: Mapping[int, float]) -> Choices | None:
-        """Choices close to those of a relaxation, quickly: what it decides of options stands too, and the rest is chosen anew (relaxation
-        enforced neighbourhood search, Berthold 2014). None where there are none.
+        """Choices close to those of a relaxation, quickly: what it decides of options stands too, and what it trains; the rest is chosen
+        anew (relaxation enforced neighbourhood search, Berthold 2014). None where there are none.
         """
-        options = np.flatnonzero(self.rows.integral & (np.arange(self.rows.columns) >= self.rows.at.options))
         for _ in range(RETRIES):
-            stand = {int(o): float(relaxed[o] > 0.5) for o in options if not WHOLE < relaxed[o] < 1 - WHOLE}
+            decides = self.rows.integral & ((relaxed <= WHOLE) | (relaxed >= 1 - WHOLE))
+            decides[: self.rows.at.gradients] &= relaxed[: self.rows.at.gradients] > 0.5  # not what it freezes
+            stand = {int(column): float(relaxed[column] > 0.5) for column in np.flatnonzero(decides)}
             known = len(self.lazy.moments)
             choices, _ = self.lazy.solve(
                 replace(self._deciding(stand | dict(decided)), gap=ROUNDING_GAP, seconds=ROUNDING_SECONDS, near=True), limits

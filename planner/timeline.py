@@ -217,7 +217,7 @@ def gradient_flow(step: Step, trained: frozenset[str]) -> list[bool]:
     """For each operation, whether a gradient passes it: it reads a trained parameter, or an output that needs one."""
     passes: list[bool] = []
     for operation in step.operations:
-        passes.append(any(p in trained for p in operation.parameters) or any(passes[i] for i in operation.inputs))
+        passes.append(not trained.isdisjoint(operation.parameters) or any(map(passes.__getitem__, operation.inputs)))
     return passes
 
 

@@ -3,14 +3,13 @@
 Torch holds the probabilities three times: as they are, what was drawn, and their product.
 """
 
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memfit.bits import pack, unpack
+from memfit.bits import pack, scale_by_bits
 from memfit.operators.again import MASK, Again
 from memfit.operators.held import samples_at_once
 
@@ -61,33 +60,72 @@ class DroppedAttention(Again):
             return result
         query, key, value, mask = own
         assert query is not None and key is not None and value is not None
-        if torch.is_grad_enabled():
-            return self._dropped(query, key, value, mask, kept)
         result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        by_samples = self.goes_by_samples(3, (query, key, value, mask, kept))
         for some in self._ranges(query, key):
-            by_samples = self.goes_by_samples(3, (query, key, value, mask, kept))
             part = mask[some] if mask is not None and by_samples else mask
-            result[some] = self._dropped(query[some], key[some], value[some], part, kept[some])
+            probabilities = self._softmax(query[some], key[some], part)
+            result[some] = self._drop(probabilities, kept[some]) @ self._of_every_head(value[some], query)
         return result
 
     def _ranges(self, query: Tensor, key: Tensor) -> list[slice]:
         step = samples_at_once(_probabilities(query, key), query.element_size())
         return [slice(start, start + step) for start in range(0, query.shape[0], step)]
 
-    def _dropped(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kept: Tensor) -> Tensor:
-        if self.constants["enable_gqa"]:  # as many heads each
-            key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-        scale = self.constants["scale"]
-        root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5  # half of it each: less overflows
-        scores = (query * root) @ (key * root).mT
+    def gradients(self, inputs: list[Tensor | None], wanted: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:
+        *own, kept = inputs
+        if kept is None:
+            return super().gradients(inputs, wanted, grad)
+        query, key, value, mask = own
+        assert query is not None and key is not None and value is not None
+        found: list[Tensor | None] = [None] * len(inputs)
+        probabilities = self._softmax(query, key, mask)
+        if wanted[2]:
+            dropped = self._drop(probabilities.clone(), kept)
+            found[2] = self._of_own_heads(dropped.mT @ grad, value)
+            del dropped
+        if any((*wanted[:2], wanted[3])):
+            upstream = self._drop(grad @ self._of_every_head(value, query).mT, kept)
+            scores = aten._softmax_backward_data.default(upstream, probabilities, -1, upstream.dtype)
+            del upstream
+            if wanted[3]:
+                assert mask is not None
+                found[3] = scores.sum_to_size(mask.shape)
+            if wanted[0]:
+                found[0] = (scores @ self._of_every_head(key, query)).mul_(self._scale(query))
+            if wanted[1]:
+                found[1] = self._of_own_heads(scores.mT @ query, key).mul_(self._scale(query))
+        return found
+
+    def _softmax(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """Probabilities before any is dropped, (B, ..., T, S)."""
+        root = self._scale(query) ** 0.5  # half of it each: less overflows
+        scores = (query * root) @ (self._of_every_head(key, query) * root).mT
         if self.constants["is_causal"]:
             mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        probabilities: Tensor = aten._safe_softmax.default(scores, -1)
-        del scores
-        bits = unpack(kept, prod(probabilities.shape[1:])).view(probabilities.shape)
-        return (probabilities * bits).mul_(1 / (1 - self.probability)) @ value
+        if mask is None:
+            return torch.softmax(scores, -1)
+        scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
+        result: Tensor = aten._safe_softmax.default(scores, -1)  # zero where a mask leaves nothing
+        return result
+
+    def _drop(self, x: Tensor, kept: Tensor) -> Tensor:
+        """What dropout makes of a tensor of the probabilities' shape, written over it."""
+        for sample, bits in zip(x := x.contiguous(), kept, strict=True):
+            scale_by_bits(sample, bits, 1 / (1 - self.probability), 0.0, in_place=True)
+        return x
+
+    def _scale(self, query: Tensor) -> float:
+        scale: float | None = self.constants["scale"]
+        return query.shape[-1] ** -0.5 if scale is None else scale
+
+    def _of_every_head(self, x: Tensor, query: Tensor) -> Tensor:
+        """Keys or values, of as many heads as there are queries."""
+        return x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) if self.constants["enable_gqa"] else x
+
+    def _of_own_heads(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of keys or values from that of `_of_every_head`."""
+        return grad.unflatten(-3, (x.shape[-3], -1)).sum(-3) if self.constants["enable_gqa"] else grad
 
     def widest(self, own: tuple[Tensor | None, ...], result: Tensor) -> tuple[int, ...]:
         query, key, *_ = own

@@ -45,7 +45,7 @@ def cases(draw: st.DrawFn) -> tuple[list[Tensor], Tensor | None, dict[str, Any]]
     return tensors, mask, {"is_causal": causal, "scale": scale, "enable_gqa": heads and repeats > 1}
 
 
-@given(case=cases(), probability=st.sampled_from([0.1, 0.5, 0.9]), frozen=st.sets(st.integers(0, 2), max_size=2))
+@given(case=cases(), probability=st.sampled_from([0.1, 0.5, 0.9]), frozen=st.sets(st.integers(0, 3), max_size=2))
 @settings(deadline=None, max_examples=100)
 def test_output_and_gradients_are_those_of_the_same_seed(
     case: tuple[list[Tensor], Tensor | None, dict[str, Any]], probability: float, frozen: set[int]
@@ -55,14 +55,15 @@ def test_output_and_gradients_are_those_of_the_same_seed(
 
     def run(operation: Any) -> list[Tensor]:
         leaves = [x.detach().requires_grad_(at not in frozen) for at, x in enumerate(tensors)]
+        leaves += [] if mask is None else [mask.detach().requires_grad_(mask.is_floating_point() and 3 not in frozen)]
         torch.manual_seed(7)
-        result = operation(*leaves)
+        result = operation(*leaves[:3], None if mask is None else leaves[3])
         further = torch.rand(2)  # as many numbers were drawn
         result.backward(torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape))
         return [result.detach(), further, *(x.grad for x in leaves if x.grad is not None)]
 
-    found = run(lambda *x: ours(*x, mask, None, None, None, None))
-    truth = run(lambda *x: F.scaled_dot_product_attention(*x, mask, probability, **values))
+    found = run(lambda *x: ours(*x, None, None, None, None))
+    truth = run(lambda *x: F.scaled_dot_product_attention(*x, probability, **values))
     assert len(found) == len(truth)
     for one, other in zip(found, truth, strict=True):
         torch.testing.assert_close(one, other, rtol=CLOSE, atol=CLOSE)
