@@ -7,7 +7,7 @@ left in parts HiGHS chooses options for the rest. Best first.
 Source: Land and Doig 1960.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from time import perf_counter
@@ -19,7 +19,7 @@ from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram
 from planner.lazy_program import Limits
 from planner.timeline import Choices
 
-QUICK = 0.25  # of the seconds, for which a schedule is given to HiGHS as it is: many are proved at once by its cuts
+QUICK = 0.5  # of the seconds, for which a schedule is given to HiGHS as it is: many are proved at once by its cuts
 SHORTEST_SEARCH = 0.2  # seconds that options are given at least
 Decided = dict[int, float]
 
@@ -57,11 +57,12 @@ class Branching:
     def run(self, seconds: float, longest: float) -> None:
         """Until the best is proved, or for `seconds`; where nothing is found by then, until something is, or for `longest`."""
         started = perf_counter()
-        while self._open and self._open[0].bound < self._wanted:
-            left = (seconds if self.best is not None else longest) - (perf_counter() - started)
-            if left <= 0:
-                break
-            self._look(heappop(self._open), max(left, SHORTEST_SEARCH), seconds > 0)
+
+        def left() -> float:
+            return (seconds if self.best is not None else longest) - (perf_counter() - started)
+
+        while self._open and self._open[0].bound < self._wanted and left() > 0:
+            self._look(heappop(self._open), left, seconds > 0)
         self._remember()
 
     @property
@@ -74,11 +75,12 @@ class Branching:
         """Of which bound a node still may hold something better."""
         return self.best[0] - LOSS_GAP if self.best is not None else np.inf
 
-    def _look(self, node: Node, seconds: float, thorough: bool) -> None:
+    def _look(self, node: Node, left: Callable[[], float], thorough: bool) -> None:
         """Look at a node, and part it where it may hold something better.
 
         Args:
-            thorough: whether options are chosen for `seconds` where the quick choice leaves a gap.
+            left: seconds, by what is found at that time.
+            thorough: whether options are searched for where the quick choice leaves a gap.
         """
         program, whole = self.programs[node.program], not node.decided
         if whole and self._known is not None:
@@ -96,7 +98,8 @@ class Branching:
                 self._found(program, program.rounded(solved.values, self.limits, node.decided))
             if bound < self._wanted and (thorough or self.best is None) and (whole or column is None):
                 start = self.best[2] if whole and self.best is not None and self.best[1] is program else None
-                choices, proved = program.least_loss(self.limits, node.decided, QUICK * seconds if column is not None else seconds, start)
+                seconds = max(left(), SHORTEST_SEARCH) * (QUICK if column is not None else 1.0)
+                choices, proved = program.least_loss(self.limits, node.decided, seconds, start)
                 self._found(program, choices)
                 bound = max(bound, proved)
             if column is not None and bound < self._wanted:

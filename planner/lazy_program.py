@@ -14,7 +14,7 @@ from planner.rows import ProgramRows
 from planner.timeline import Choices
 
 TIME_LIMIT_SECONDS = 10.0
-SHORTEST = 0.5  # of its seconds, that HiGHS is given at least to solve again
+SHORTEST = 0.25  # of its seconds, that HiGHS is given at least to solve again
 TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
 NEAR = 0.02  # of the budget: of the relaxation's rows of moments, the program has those that close to it
 AT_ONCE = 8  # moments that get rows together
