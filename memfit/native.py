@@ -62,10 +62,11 @@ def library() -> ctypes.CDLL | None:
         "depthwise_input": (*[pointer] * 3, integer, integer, pointer, pointer),
         "depthwise_weight": (*[pointer] * 3, *[integer] * 3, pointer, pointer),
         "depthwise_floats": (pointer,),
+        "whole_blocks": (),
     }
     for name, types in takes.items():
         function = getattr(loaded, f"memfit_{name}")
-        function.argtypes, function.restype = types, integer if name in ("count", "depthwise_floats") else None
+        function.argtypes, function.restype = types, integer if name in ("count", "depthwise_floats", "whole_blocks") else None
     return loaded
 
 
@@ -190,6 +191,12 @@ def _tables(dither: bool) -> tuple[Tensor, ...]:
 def takes(x: Tensor) -> bool:
     """Whether what follows is there and made for such values."""
     return library() is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+
+
+def allocate_whole_blocks() -> bool:
+    """Let torch allocate tensors so that they leave holes of their size when they are freed; whether it does from now on."""
+    native = library()
+    return native is not None and bool(native.memfit_whole_blocks())
 
 
 def rectify(x: Tensor, low: float, high: float, slope: float, result: Tensor, packed: Tensor) -> None:

@@ -4,7 +4,7 @@ glibc raises its threshold for separate mappings up to 32 MiB as large blocks ar
 that cannot shrink past its last block, and the process keeps two or three times what its tensors ever took at once. With
 the threshold fixed, the process peaks where the allocator's record does, but every tensor's pages are mapped anew, which takes longer than
 most operations do. So planned steps keep what is freed, and hand it back (`malloc_trim` does so inside the heap too) when an operation
-would otherwise go beyond the budget.
+would otherwise go beyond the budget. That happens less often where a freed tensor leaves a hole that the next one fits into (blocks.c).
 """
 
 import ctypes
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+
+from memfit import native
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 SEPARATE_BYTES = 256 * 1024  # blocks from this size on are mapped by themselves, and unmapped when freed
@@ -38,7 +40,10 @@ def return_freed_memory() -> bool:
 def keep_freed_memory() -> bool:
     """Let the process keep all of it in one heap, for what comes next; whether that was possible. It grows beyond what lives at once."""
     glibc = _glibc()
-    return glibc is not None and all(bool(glibc.mallopt(*each)) for each in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER)))
+    kept = glibc is not None and all(bool(glibc.mallopt(*each)) for each in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER)))
+    if kept:
+        native.allocate_whole_blocks()
+    return kept
 
 
 def hand_back() -> None:

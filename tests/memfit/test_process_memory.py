@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from memfit import native
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has these thresholds")
 
 # Tensors of uneven sizes come and go, small ones that stay between them; never more than 64 MiB at once.
@@ -50,3 +52,44 @@ def test_kept_memory_stays_within_what_is_allowed_and_is_mapped_less_often() -> 
     assert found["roomy"]["growth"] <= 130 << 20
     assert max(found["kept"]["faults"], found["roomy"]["faults"]) < 0.7 * found["returned"]["faults"]
     assert found["roomy"]["faults"] <= found["tight"]["faults"]
+    if native.library() is not None:  # holes are as large as what comes next
+        assert found["kept"]["growth"] <= 110 << 20  # three times as much otherwise
+        assert found["roomy"]["faults"] < 0.2 * found["returned"]["faults"]
+
+
+BLOCKS = """
+import random, threading, torch
+from memfit.native import allocate_whole_blocks
+
+random.seed(1)
+sizes = [0, 1, 16, 1000, 1023, 1024, 1025, 4095, 100_003, 3_000_000]
+before = [torch.full((size,), 1.0) for size in sizes]
+assert allocate_whole_blocks() and allocate_whole_blocks()
+
+def come_and_go(number):
+    live = list(before) if number == 0 else []
+    before.clear()
+    for step in range(400):
+        size = random.choice(sizes)
+        live.append(torch.full((size,), 7.0))
+        assert live[-1].data_ptr() % 64 == 0
+        live.append(torch.empty(size, dtype=torch.uint8).resize_(2 * size))
+        for _ in range(2 if len(live) > 20 else 0):
+            gone = live.pop(random.randrange(len(live)))
+            assert gone.dtype == torch.uint8 or gone.sum() in (gone.numel(), 7 * gone.numel())
+
+threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+held = torch.empty(1 << 20).numpy()
+held[:] = 3
+again = torch.from_numpy(held).clone()
+del held
+print(float(again.sum()) / (3 << 20))
+"""
+
+
+@pytest.mark.skipif(native.library() is None, reason="built where there is a compiler")
+def test_blocks_of_before_and_after_come_and_go_together() -> None:
+    output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", BLOCKS], text=True)
+    assert output.splitlines()[-1] == "1.0"
