@@ -23,7 +23,7 @@ from planner.request import Budget, Optimizer, PlanRequest, ProfileSettings
 from service import pipeline
 
 PAGE = Path("docs/floors.md")
-BATCH, ROUNDS = 16, 2
+BATCH, ROUNDS = 16, 4
 MODELS = ("mobilenet_v2", "resnet_18", "resnet_50", "vit_tiny", "bert_4", "unet", "gpt")
 OPTIMIZER = Optimizer("sgd", MOMENTUM)
 HEADINGS = (
