@@ -3,6 +3,7 @@
 Torch holds the probabilities three times: as they are, what was drawn, and their product.
 """
 
+from math import copysign
 from typing import Any
 
 import torch
@@ -99,8 +100,9 @@ class DroppedAttention(Again):
 
     def _softmax(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """Probabilities before any is dropped, (B, ..., T, S)."""
-        root = self._scale(query) ** 0.5  # half of it each: less overflows
-        scores = (query * root) @ (self._of_every_head(key, query) * root).mT
+        scale = self._scale(query)
+        root = abs(scale) ** 0.5  # half of it each: less overflows
+        scores = (query * copysign(root, scale)) @ (self._of_every_head(key, query) * root).mT
         if self.constants["is_causal"]:
             mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
         if mask is None:
