@@ -19,7 +19,8 @@ from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram
 from planner.lazy_program import Limits
 from planner.timeline import Choices
 
-QUICK = 0.5  # of the seconds, for which a schedule is given to HiGHS as it is: many are proved at once by its cuts
+QUICK = 0.9  # of a schedule's share of the seconds, for which it is given to HiGHS as it is: most are proved at once by its cuts
+ROUGH = 1e-2  # of the objective: what a quick choice may lose more than the relaxation
 SHORTEST_SEARCH = 0.2  # seconds that options are given at least
 Decided = dict[int, float]
 
@@ -61,6 +62,11 @@ class Branching:
         def left() -> float:
             return (seconds if self.best is not None else longest) - (perf_counter() - started)
 
+        rounded: list[Node] = []  # every schedule before one is searched: less is worth a search, the better the best is
+        while self._open and self._open[0].bound < self._wanted and left() > 0:
+            self._round(heappop(self._open), rounded, seconds > 0)
+        for node in rounded:
+            heappush(self._open, node)
         while self._open and self._open[0].bound < self._wanted and left() > 0:
             self._look(heappop(self._open), left, seconds > 0)
         self._remember()
@@ -75,6 +81,29 @@ class Branching:
         """Of which bound a node still may hold something better."""
         return self.best[0] - LOSS_GAP if self.best is not None else np.inf
 
+    def _round(self, node: Node, rounded: list[Node], thorough: bool) -> None:
+        """Look for choices close to the relaxation of a schedule, once it has the lowest bound.
+
+        Args:
+            rounded: nodes that this is done with.
+            thorough: whether choices are better good than quick.
+        """
+        program = self.programs[node.program]
+        if self._known is not None:
+            program.lazy.expect(self._known.lazy)
+        self._known = program
+        solved = program.relaxed(self.limits, {})
+        if solved is None:
+            return
+        node = replace(node, bound=max(node.bound, solved.costs))
+        if self._open and node.bound > self._open[0].bound:
+            return heappush(self._open, node)  # others come first
+        rounded.append(node)
+        if node.bound < self._wanted and not thorough:
+            self._found(program, program.rounded(solved.values, self.limits, {}, trained=True))
+        if node.bound < self._wanted - (0.0 if thorough else ROUGH):
+            self._found(program, program.rounded(solved.values, self.limits, {}, trained=False, wanted=self._wanted))
+
     def _look(self, node: Node, left: Callable[[], float], thorough: bool) -> None:
         """Look at a node, and part it where it may hold something better.
 
@@ -83,23 +112,17 @@ class Branching:
             thorough: whether options are searched for where the quick choice leaves a gap.
         """
         program, whole = self.programs[node.program], not node.decided
-        if whole and self._known is not None:
-            program.lazy.expect(self._known.lazy)
-        self._known = program
         solved = program.relaxed(self.limits, node.decided)
         if solved is None:
             return
         bound = max(node.bound, solved.costs)
-        if whole and self._open and bound > self._open[0].bound:
-            return heappush(self._open, replace(node, bound=bound))  # others come first
         if bound < self._wanted:
             column = _undecided(program, solved.values)
-            if whole or self.best is None:
-                self._found(program, program.rounded(solved.values, self.limits, node.decided))
+            if not whole and self.best is None:
+                self._found(program, program.rounded(solved.values, self.limits, node.decided, trained=True))
             if bound < self._wanted and (thorough or self.best is None) and (whole or column is None):
-                start = self.best[2] if whole and self.best is not None and self.best[1] is program else None
-                seconds = max(left(), SHORTEST_SEARCH) * (QUICK if column is not None else 1.0)
-                choices, proved = program.least_loss(self.limits, node.decided, seconds, start)
+                share = QUICK / len(self._worth_a_look(node)) if column is not None else 1.0
+                choices, proved = program.least_loss(self.limits, node.decided, share * max(left(), SHORTEST_SEARCH), self._wanted)
                 self._found(program, choices)
                 bound = max(bound, proved)
             if column is not None and bound < self._wanted:
@@ -107,6 +130,10 @@ class Branching:
                     heappush(self._open, self._part(node, bound, column, value))
                 return
         self._closed[node.program] = min(self._closed[node.program], bound)
+
+    def _worth_a_look(self, node: Node) -> set[int]:
+        """Schedules that may hold something better, that of the node among them."""
+        return {node.program, *(other.program for other in self._open if other.bound < self._wanted)}
 
     def _found(self, program: IntegerProgram, choices: Choices | None) -> None:
         if choices is not None and (self.best is None or program.loss(choices) < self.best[0]):

@@ -75,18 +75,18 @@ def solve(
     integral: NDArray[np.bool_],
     gap: float,
     seconds: float,
-    start: Values | None = None,
+    wanted: float = np.inf,
 ) -> tuple[Values | None, float]:
     """Values of the least costs, `integral` ones whole.
 
     Args:
         gap: of costs, to which they are proved to be the least.
         seconds: after which the best values found stand, with what is proved by then.
-        start: values to begin with, to be bettered.
+        wanted: costs that are of use. Above them nothing is searched for, and nothing proved.
 
     Returns:
-        The best values found, None where there are none, and the proven bound that no values cost less than, infinite where none satisfy
-        all rows: without values it tells that there are none from that none were found in time.
+        The best values found that are wanted, None where there are none, and the proven bound that no values cost less than: `wanted` where
+        none that are satisfy all rows. Without values it tells that there are none from that none were found in time.
     """
     highs = _highs()
     highs.setOptionValue("mip_abs_gap", gap)
@@ -94,19 +94,19 @@ def solve(
     highs.setOptionValue("mip_heuristic_run_feasibility_jump", False)  # costs a tenth of a second, and finds what the first dive does
     highs.setOptionValue("mip_heuristic_run_root_reduced_cost", False)  # a seventh of the time, with nothing better at its end
     highs.setOptionValue("time_limit", seconds)
+    highs.setOptionValue("objective_bound", wanted)
     free = np.flatnonzero(upper > 0)  # HiGHS would leave the others out itself, but only after it has read all their rows
     _pass(highs, replace(rows, matrix=rows.matrix[:, free]), costs[free], lower[free], upper[free], integral[free])
-    if start is not None:
-        highs.setSolution(len(free), np.arange(len(free), dtype=np.int32), start[free])
     highs.run()
     if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
-        return None, np.inf
+        return None, wanted
     info = highs.getInfo()
-    if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-        return None, max(0.0, info.mip_dual_bound)
+    bound = min(max(0.0, info.mip_dual_bound), wanted)
+    if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible or info.objective_function_value > wanted:
+        return None, bound
     values = np.zeros(len(upper))
     values[free] = highs.getSolution().col_value
-    return values, max(0.0, info.mip_dual_bound)
+    return values, bound
 
 
 def _highs() -> Any:  # highspy's types lack some of its methods

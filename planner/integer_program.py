@@ -18,7 +18,7 @@ OPTION_PRICE = 1e-3  # of a plain step: between ways of the same time, the one w
 LOSS_GAP = 9e-4  # of the objective, to which a plan's loss is proved to be the least
 SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
 PEAK_GAP = 1e-5  # of the peak with everything kept, the same for the least peak
-ROUNDING_GAP = 5e-3  # of the objective: what is found quickly and not searched for
+ROUNDING_GAP = 3e-4  # of the objective, the same near a relaxation: all that is searched for after it is measured by what is found there
 ROUNDING_SECONDS = 4.0  # at most: it ends much earlier but for machines with other work
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
 REMEMBERED = 64  # answers, for others within narrower limits
@@ -100,19 +100,24 @@ class IntegerProgram:
             self._tangents.append((limits, solved.costs, self.lazy.price(solved)))
         return solved
 
-    def rounded(self, relaxed: Values, limits: Limits, decided: Mapping[int, float]) -> Choices | None:
-        """Choices close to those of a relaxation, quickly: what it decides of options stands too, and what it trains; the rest is chosen
-        anew (relaxation enforced neighbourhood search, Berthold 2014). None where there are none.
+    def rounded(
+        self, relaxed: Values, limits: Limits, decided: Mapping[int, float], trained: bool, wanted: float = np.inf
+    ) -> Choices | None:
+        """Choices close to those of a relaxation: what it decides of options stands, and the rest is chosen anew (relaxation enforced
+        neighbourhood search, Berthold 2014). None where there are none.
+
+        Args:
+            trained: whether what it trains stands too: a few times quicker, and not as good.
+            wanted: the loss below which choices are of use.
         """
         for _ in range(RETRIES):
             decides = self.rows.integral & ((relaxed <= WHOLE) | (relaxed >= 1 - WHOLE))
-            decides[: self.rows.at.gradients] &= relaxed[: self.rows.at.gradients] > 0.5  # not what it freezes
+            decides[: self.rows.at.gradients] &= trained & (relaxed[: self.rows.at.gradients] > 0.5)  # not what it freezes
             stand = {int(column): float(relaxed[column] > 0.5) for column in np.flatnonzero(decides)}
             known = len(self.lazy.moments)
-            choices, _ = self.lazy.solve(
-                replace(self._deciding(stand | dict(decided)), gap=ROUNDING_GAP, seconds=ROUNDING_SECONDS, near=True), limits
-            )
-            if choices is not None or len(self.lazy.moments) == known:
+            problem = replace(self._deciding(stand | dict(decided)), gap=ROUNDING_GAP, seconds=ROUNDING_SECONDS, near=True, wanted=wanted)
+            choices, bound = self.lazy.solve(problem, limits)
+            if choices is not None or bound >= wanted or len(self.lazy.moments) == known:
                 return choices
             again = self.relaxed(limits, decided)  # which now knows the moments that were overfilled
             if again is None:
@@ -120,17 +125,14 @@ class IntegerProgram:
             relaxed = again.values
         return None
 
-    def least_loss(
-        self, limits: Limits, decided: Mapping[int, float], seconds: float, start: Choices | None = None
-    ) -> tuple[Choices | None, float]:
-        """The choices that lose least with variables that are decided, None where none were found, and the proven least loss of any such,
-        infinite where nothing keeps to the limits.
+    def least_loss(self, limits: Limits, decided: Mapping[int, float], seconds: float, wanted: float) -> tuple[Choices | None, float]:
+        """The choices that lose least with variables that are decided, None where none were found, and the proven least loss of any such.
 
         Args:
             seconds: for which HiGHS may search.
-            start: choices within the limits, to be bettered.
+            wanted: the loss below which choices are of use; no more is proved.
         """
-        return self.lazy.solve(replace(self._deciding(decided), seconds=seconds, start=start), limits)
+        return self.lazy.solve(replace(self._deciding(decided), seconds=seconds, wanted=wanted), limits)
 
     def _deciding(self, decided: Mapping[int, float]) -> Problem:
         lower, upper = self._any_loss.lower.copy(), self._any_loss.upper.copy()

@@ -47,7 +47,7 @@ class Problem:
     Attributes:
         any_peak: the peak is free, whatever the budget.
         near: it is one close to a relaxation, of no use where that did not know of a moment that is overfilled.
-        start: choices to be bettered.
+        wanted: costs of choices that are of use.
     """
 
     costs: Values
@@ -57,7 +57,7 @@ class Problem:
     seconds: float = TIME_LIMIT_SECONDS
     any_peak: bool = False
     near: bool = False
-    start: Choices | None = None
+    wanted: float = np.inf
 
 
 @dataclass
@@ -100,14 +100,13 @@ class LazyProgram:
         return float(of_moments.sum()) / self.rows.unit
 
     def solve(self, problem: Problem, limits: Limits) -> tuple[Choices | None, float]:
-        """Choices of the least costs within the limits, None where none were found, and the proven bound of costs, infinite where there
+        """Choices of the least costs within the limits, None where none were found, and the proven bound of costs, as wanted where there
         are none.
         """
         rows, room, relaxed = self.rows, self._room(problem, limits), self.relaxed(problem, limits)
         if room is None or relaxed is None:
             return None, np.inf
         deadline = perf_counter() + problem.seconds
-        start = rows.values(problem.start) if problem.start is not None else None
         slack = -rows.beyond(relaxed.values, room) * rows.unit
         full = relaxed.values[rows.peak] * rows.unit if problem.any_peak else limits.budget_bytes
         self._add(_highest(-slack, -NEAR * full, self.moments))
@@ -118,7 +117,9 @@ class LazyProgram:
             most = np.append(rows.most(limits.loss, limits.seconds), room[moments] / rows.unit)
             left = max(SHORTEST * problem.seconds, deadline - perf_counter())
             every = Rows(matrix, least, most)
-            values, bound = highs.solve(every, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, start)
+            values, bound = highs.solve(
+                every, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, problem.wanted
+            )
             if values is None:
                 return None, bound
             choices = whole_choices(rows, values)

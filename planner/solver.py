@@ -15,7 +15,7 @@ from planner.schedules import Programs
 from planner.search import least_peak, limits_of, search
 from planner.trainable import weights
 
-SEARCH_SECONDS = 4.0  # for a plan that is measured next, which takes longer
+SEARCH_SECONDS = 4.5  # for a plan that is measured next, which takes longer
 
 
 def solve(profile: Profile, request: PlanRequest, corrections: tuple[Correction, ...] = (), search_seconds: float = SEARCH_SECONDS) -> Plan:
