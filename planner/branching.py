@@ -19,7 +19,8 @@ from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram
 from planner.lazy_program import Limits
 from planner.timeline import Choices
 
-QUICK = 0.9  # of a schedule's share of the seconds, for which it is given to HiGHS as it is: most are proved at once by its cuts
+QUICK = 0.6  # of the seconds, for which a schedule is given to HiGHS as it is, since its cuts prove most at once; where others wait for
+QUICK_ALONE = 0.9  # the rest, and where none does
 ROUGH = 1e-2  # of the objective: what a quick choice may lose more than the relaxation
 SHORTEST_SEARCH = 0.2  # seconds that options are given at least
 Decided = dict[int, float]
@@ -121,8 +122,8 @@ class Branching:
             if not whole and self.best is None:
                 self._found(program, program.rounded(solved.values, self.limits, node.decided, trained=True))
             if bound < self._wanted and (thorough or self.best is None) and (whole or column is None):
-                share = QUICK / len(self._worth_a_look(node)) if column is not None else 1.0
-                choices, proved = program.least_loss(self.limits, node.decided, share * max(left(), SHORTEST_SEARCH), self._wanted)
+                seconds = max(left(), SHORTEST_SEARCH) * self._share(node, column)
+                choices, proved = program.least_loss(self.limits, node.decided, seconds, self._wanted)
                 self._found(program, choices)
                 bound = max(bound, proved)
             if column is not None and bound < self._wanted:
@@ -131,9 +132,12 @@ class Branching:
                 return
         self._closed[node.program] = min(self._closed[node.program], bound)
 
-    def _worth_a_look(self, node: Node) -> set[int]:
-        """Schedules that may hold something better, that of the node among them."""
-        return {node.program, *(other.program for other in self._open if other.bound < self._wanted)}
+    def _share(self, node: Node, column: int | None) -> float:
+        """Of the seconds left, what HiGHS is given for a node with this parameter undecided."""
+        if column is None:
+            return 1.0
+        others = any(other.program != node.program and other.bound < self._wanted for other in self._open)
+        return QUICK if others else QUICK_ALONE
 
     def _found(self, program: IntegerProgram, choices: Choices | None) -> None:
         if choices is not None and (self.best is None or program.loss(choices) < self.best[0]):

@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.decoding import whole_choices
 from planner.highs import Solved, Values
-from planner.lazy_program import RETRIES, TIME_LIMIT_SECONDS, LazyProgram, Limits, Problem
+from planner.lazy_program import RETRIES, LazyProgram, Limits, Problem
 from planner.rows import PARTS, ProgramRows
 from planner.timeline import Choices, Timeline, exact_choices
 
@@ -20,6 +20,7 @@ SECONDS_GAP = 1e-2  # of a plain step, the same for an exact plan's time
 PEAK_GAP = 1e-5  # of the peak with everything kept, the same for the least peak
 ROUNDING_GAP = 3e-4  # of the objective, the same near a relaxation: all that is searched for after it is measured by what is found there
 ROUNDING_SECONDS = 4.0  # at most: it ends much earlier but for machines with other work
+FASTER_SECONDS = 0.5  # at most, the same
 WHOLE = 1e-6  # a value that close to 0 or 1 is one of them
 REMEMBERED = 64  # answers, for others within narrower limits
 
@@ -167,9 +168,15 @@ class IntegerProgram:
         """Least losses of relaxations, within which limits, and how much more a byte of the budget loses: 0 or less."""
         return deque(maxlen=REMEMBERED)
 
-    def least_seconds(self, limits: Limits, seconds: float = TIME_LIMIT_SECONDS) -> Choices | None:
-        """The choices that take the least time."""
-        return self.lazy.solve(Problem(self._seconds, SECONDS_GAP, np.zeros(self.rows.columns), self.rows.upper, seconds), limits)[0]
+    def faster(self, choices: Choices, limits: Limits) -> Choices | None:
+        """Choices within the limits that train the same in less time, None where none were found. What else could train makes little
+        difference to the time, and a search among all for many times as long seldom finds any.
+        """
+        trained = self._trained(choices.trained)
+        lower, upper = trained, self.rows.upper.copy()
+        upper[: self.rows.at.gradients] = trained[: self.rows.at.gradients]
+        wanted = float(self._seconds @ self.rows.values(choices)) - SECONDS_GAP
+        return self.lazy.solve(Problem(self._seconds, SECONDS_GAP, lower, upper, FASTER_SECONDS, wanted=wanted), limits)[0]
 
     def least_peak(self, limits: Limits) -> tuple[Choices, int] | None:
         """The choices with the lowest peak, and that peak, whatever the budget; None where nothing keeps to the other limits."""

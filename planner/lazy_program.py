@@ -14,9 +14,9 @@ from planner.rows import ProgramRows
 from planner.timeline import Choices
 
 TIME_LIMIT_SECONDS = 10.0
-SHORTEST = 0.25  # of its seconds, that HiGHS is given at least to solve again
+SHORTEST = 0.25  # of its seconds, that HiGHS is given at least to solve again where no choices are known
 TOLERANCE = 1e-6  # of a unit of bytes, within which HiGHS satisfies a row
-NEAR = 0.02  # of the budget: of the relaxation's rows of moments, the program has those that close to it
+NEAR = 0.002  # of the budget: of the relaxation's rows of moments, the program has those that close to it
 AT_ONCE = 8  # moments that get rows together
 RETRIES = 30  # of a solution that overfills moments without rows, or is a few bytes over for all that
 
@@ -47,7 +47,7 @@ class Problem:
     Attributes:
         any_peak: the peak is free, whatever the budget.
         near: it is one close to a relaxation, of no use where that did not know of a moment that is overfilled.
-        wanted: costs of choices that are of use.
+        wanted: costs of choices that are of use, below those of some that are known.
     """
 
     costs: Values
@@ -111,15 +111,21 @@ class LazyProgram:
         full = relaxed.values[rows.peak] * rows.unit if problem.any_peak else limits.budget_bytes
         self._add(_highest(-slack, -NEAR * full, self.moments))
         moments = [m for m in self.moments if slack[m] < NEAR * full]
+        bound = relaxed.costs
         for _ in range(RETRIES):
             matrix = vstack([rows.rows.matrix, rows.of_moments(moments)], format="csr")
             least = np.append(rows.rows.least, np.full(len(moments), -np.inf))
             most = np.append(rows.most(limits.loss, limits.seconds), room[moments] / rows.unit)
-            left = max(SHORTEST * problem.seconds, deadline - perf_counter())
+            left = deadline - perf_counter()
+            if problem.wanted == np.inf:
+                left = max(left, SHORTEST * problem.seconds)
+            elif left <= 0:
+                break
             every = Rows(matrix, least, most)
-            values, bound = highs.solve(
+            values, proved = highs.solve(
                 every, problem.costs, problem.lower, problem.upper, rows.integral, problem.gap, left, problem.wanted
             )
+            bound = max(bound, proved)
             if values is None:
                 return None, bound
             choices = whole_choices(rows, values)
@@ -133,7 +139,7 @@ class LazyProgram:
             if new and problem.near:
                 break
             moments += further
-        return None, relaxed.costs
+        return None, bound
 
     def expect(self, other: "LazyProgram") -> None:
         """Rows, before they are overfilled, of the moments that were in another schedule: mostly they are here too."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
-from time import perf_counter
 
 import numpy as np
 
@@ -78,27 +77,23 @@ def _fastest_exact(programs: list[IntegerProgram], limits: Limits, fastest: Solu
 
 
 def _least_loss(programs: list[IntegerProgram], limits: Limits, seconds: float) -> Solution | None:
-    started = perf_counter()
     branching = Branching(programs, limits)
     branching.run(seconds, TIME_LIMIT_SECONDS)
     if branching.best is not None:
         _, program, choices = branching.best
         best = Solution(program, choices, branching.bound)
-    else:  # in time: what takes least may fit all the same
-        smallest = least_peak(programs, limits)
-        if smallest is None or smallest[1] > limits.budget_bytes:
-            return None
-        best = replace(smallest[0], least_loss=branching.bound)
-    return _faster(best, limits, seconds - (perf_counter() - started))
+        return _faster(best, limits) if seconds > 0 else best
+    smallest = least_peak(programs, limits)  # none was found in time: what takes least may fit all the same
+    return replace(smallest[0], least_loss=branching.bound) if smallest is not None and smallest[1] <= limits.budget_bytes else None
 
 
-def _faster(solution: Solution, limits: Limits, seconds: float) -> Solution:
+def _faster(solution: Solution, limits: Limits) -> Solution:
     """As good within the gap, in less time."""
-    if seconds <= 0 or solution.seconds <= UNHURRIED * solution.program.plain_seconds:
+    if solution.seconds <= UNHURRIED * solution.program.plain_seconds:
         return solution
     most = min(limits.loss, max(solution.loss, solution.least_loss + LOSS_GAP))
-    choices = solution.program.least_seconds(replace(limits, loss=most), seconds)
-    return min(solution, replace(solution, choices=choices), key=lambda each: each.seconds) if choices is not None else solution
+    choices = solution.program.faster(solution.choices, replace(limits, loss=most))
+    return replace(solution, choices=choices) if choices is not None else solution
 
 
 def least_peak(programs: Iterable[IntegerProgram], limits: Limits) -> tuple[Solution, int] | None:

@@ -30,6 +30,7 @@ def test_parameters_decided_one_by_one_come_to_the_least_loss(profile: Profile, 
     search = Branching(programs, Limits(budget_bytes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(branching, "QUICK", 0.0)
+        patch.setattr(branching, "QUICK_ALONE", 0.0)
         search.run(10.0, 10.0)
     if least == float("inf"):
         assert search.best is None
