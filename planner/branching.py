@@ -19,8 +19,8 @@ from planner.integer_program import LOSS_GAP, WHOLE, IntegerProgram
 from planner.lazy_program import Limits
 from planner.timeline import Choices
 
-QUICK = 0.6  # of the seconds, for which a schedule is given to HiGHS as it is, since its cuts prove most at once; where others wait for
-QUICK_ALONE = 0.9  # the rest, and where none does
+QUICK = 0.6  # of the seconds left, for which HiGHS is given a schedule as it is, while others wait: its cuts prove most at once
+QUICK_ALONE = 0.9  # the same while none does
 ROUGH = 1e-2  # of the objective: what a quick choice may lose more than the relaxation
 SHORTEST_SEARCH = 0.2  # seconds that options are given at least
 Decided = dict[int, float]
