@@ -16,7 +16,7 @@ from service.stage_process import Stages
 
 Stage = Literal["profiling", "solving", "patching", "verifying"]
 ATTEMPTS = 5
-SETTLED = 2e-3  # a gap below which a further search is not worth its time
+SETTLED = 1e-3  # a gap that a search would prove, too
 
 
 class Observer(Protocol):
