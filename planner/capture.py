@@ -78,6 +78,14 @@ class TrainingGraph:
         weight = operation.args[1] if len(operation.args) > 1 else None
         return self.canonical_names.get(str(weight.target)) if isinstance(weight, Node) and weight.op == "get_attr" else None
 
+    @cached_property
+    def of_any_shape(self) -> frozenset[str]:
+        """Operations whose result has the batch on another axis than the first: what stands at one place there, as at one token of a
+        layer that takes tokens first, is of another shape for each number of samples.
+        """
+        shapes = {node.name: node.meta["val"].shape for node in self.operations if isinstance(node.meta.get("val"), Tensor)}
+        return frozenset(name for name, shape in shapes.items() if not all(isinstance(size, int) for size in shape[1:]))
+
     def may_hold_bits(self, operation: Node) -> bool:
         return may_hold_bits(self.module, operation)
 

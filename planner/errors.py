@@ -4,7 +4,8 @@ PlannerError
 ├── BadRequest            the request itself is wrong
 │   ├── BadBudget           not an amount of bytes, nor a share of the plain step
 │   ├── UnknownLoss         no such loss, or no such output
-│   └── NothingTrainable    no parameter matches `trainable`
+│   ├── NothingTrainable    no parameter matches `trainable`
+│   └── NothingFrozen       no parameter matches a pattern of `frozen`
 ├── BadModel              the program cannot be read or planned
 │   └── UnsupportedOperation  one operation cannot be part of a training step
 ├── BadSample             the sample does not fit the model, or holds NaN
@@ -70,6 +71,19 @@ class NothingTrainable(BadRequest):
             f"no parameter matches trainable={list(patterns)}. Patterns are matched against whole names, with * and ?; "
             f"this model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
             trainable=list(patterns),
+        )
+
+
+class NothingFrozen(BadRequest):
+    """No parameter matches a pattern of `frozen`: what was to stay as it is would train."""
+
+    kind, title = "nothing-frozen", "No parameter matches a pattern of `frozen`"
+
+    def __init__(self, pattern: str, names: tuple[str, ...]) -> None:
+        super().__init__(
+            f"no parameter matches {pattern!r} of `frozen`. Patterns are matched against whole names, with * and ?; "
+            f"this model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
+            frozen=pattern,
         )
 
 

@@ -9,7 +9,7 @@ from planner.live import live_tensors
 from planner.profile import Profile
 from planner.request import Optimizer, PlanRequest
 from planner.schedules import Programs
-from planner.search import least_peak, limits_of, search
+from planner.search import least_budget, limits_of, search
 from planner.trainable import trainable, weights
 
 MOST = 5  # suggestions
@@ -34,7 +34,7 @@ class Change:
 
 def infeasible(programs: Programs, budget_bytes: int, runtime_bytes: int = 0) -> InfeasibleBudget:
     """The answer to a budget that nothing fits. `runtime_bytes`: of the whole process's budget, what the footprint cannot have."""
-    smallest = least_peak(programs, limits_of(programs, budget_bytes))
+    smallest = least_budget(programs, limits_of(programs, budget_bytes))
     assert smallest is not None, "the plain step keeps to every other limit, at some peak"
     solution, least_bytes = smallest
     timeline = solution.program.timeline
@@ -117,7 +117,7 @@ def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict
     values = {change.name: _value(change, solution.loss, solution.seconds / changed.plain_seconds) for change in changes}
     lifted = {name: value for name, value in values.items() if name in ("min_fidelity", "max_slowdown")}
     followed = changed.within(replace(request, **lifted))  # type: ignore[arg-type]
-    smallest = least_peak(followed, limits_of(followed, budget_bytes))
+    smallest = least_budget(followed, limits_of(followed, budget_bytes))
     return {
         "change": " and ".join(_words(name, value) for name, value in values.items()),
         "values": values,

@@ -58,7 +58,7 @@ def make_profile(graph: TrainingGraph, sample: dict[str, Tensor], settings: Prof
     plain, seconds = measure_step(graph.module, batches[0], loss, steps=2)
     keep_freed_memory()  # from here on as planned steps do, as far as they may
     spectra = measure_spectra(graph, batches, loss, lambda done: progress(0.1 + 0.2 * done, "spectra of the activations"))
-    menu = {value: candidates(each) for value, each in spectra.items()}
+    menu = {value: candidates(each, value in graph.of_any_shape) for value, each in spectra.items()}
     energies = measure_energies(
         graph, batches, loss, menu, lambda done: progress(0.3 + 0.4 * done, "gradients, and what each option loses")
     )

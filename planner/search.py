@@ -118,3 +118,14 @@ def least_peak(programs: Iterable[IntegerProgram], limits: Limits) -> tuple[Solu
         if solved is not None and (best is None or solved[1] < best[1]):
             best = Solution(every[n], solved[0], 0.0), solved[1]
     return best
+
+
+def least_budget(programs: Iterable[IntegerProgram], limits: Limits) -> tuple[Solution, int] | None:
+    """The choices with the lowest peak, and a budget that another search is certain to keep to, which may end as far from the least as
+    this one did.
+    """
+    every = list(programs)
+    found = least_peak(every, limits)
+    if found is None:
+        return None
+    return found[0], found[1] + int(2 * PEAK_GAP * max(program.peak_of_everything for program in every))

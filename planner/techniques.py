@@ -42,8 +42,35 @@ class Candidate:
         return self.held_bytes + self.shipped_bytes
 
 
-def candidates(spectra: Spectra) -> list[Candidate]:
+def candidates(spectra: Spectra, of_any_shape: bool = False) -> list[Candidate]:
     """Every form worth measuring: smaller than the value, and no two of a technique of the same bytes; in order of bytes.
+
+    Args:
+        of_any_shape: what follows the first axis is of another shape for each number of samples. Then elements are held by themselves.
+    """
+    forms = by_element(spectra) if of_any_shape else [*by_directions(spectra), *by_element(spectra), *by_places(spectra)]
+    shape, itemsize = spectra.shape, spectra.itemsize
+    by_bytes = {(each.bytes, each.form.technique): each for each in (candidate(form, shape, itemsize) for form in forms)}
+    return [each for (size, _), each in sorted(by_bytes.items(), key=lambda item: item[0]) if size < itemsize * prod(shape)]
+
+
+def by_element(spectra: Spectra) -> list[Form]:
+    """Fewer bits for each element, whatever its place."""
+    forms: list[Form] = [Int8(), Int4()] if prod(spectra.shape[1:]) >= GROUP // 4 else []
+    return [*forms, Bfloat16()] if spectra.itemsize > 2 else forms
+
+
+def by_places(spectra: Spectra) -> list[Form]:
+    """Elements above zero in bits and codes, and means of patches."""
+    shape = spectra.shape
+    forms: list[Form] = [PatchMean((2,) * (len(shape) - 2))] if spectra.coding.feature == 1 and len(shape) > 2 else []
+    if spectra.above_zero:
+        forms += [Bitmap(*room_above_zero(spectra.above_zero), bits) for bits in BITMAP_BITS]
+    return forms
+
+
+def by_directions(spectra: Spectra) -> list[Form]:
+    """Few directions of the value, or few codes of its coefficients.
 
     A threshold becomes ranks by the mean spectra; these are the caps, so bytes are known whatever comes.
     """
@@ -64,15 +91,7 @@ def candidates(spectra: Spectra) -> list[Candidate]:
     forms += [Hosvd((shape[0], *each), 1.0) for each in best if each is not None]
     forms += [basis for share in BASIS_SHARES if (basis := basis_form(spectra, int(whole * share)))]
     forms += [moving for share in SUBSPACE_SHARES if (moving := subspace_form(spectra, int(whole * share)))]
-    forms += [Int8(), Int4()] if prod(shape[1:]) >= GROUP // 4 else []
-    if itemsize > 2:
-        forms.append(Bfloat16())
-    if spectra.above_zero:
-        forms += [Bitmap(*room_above_zero(spectra.above_zero), bits) for bits in BITMAP_BITS]
-    if spectra.coding.feature == 1 and len(shape) > 2:
-        forms.append(PatchMean((2,) * (len(shape) - 2)))
-    by_bytes = {(each.bytes, each.form.technique): each for each in (candidate(form, shape, itemsize) for form in forms)}
-    return [each for (size, _), each in sorted(by_bytes.items(), key=lambda item: item[0]) if size < whole]
+    return forms
 
 
 def subspace_form(spectra: Spectra, most_bytes: int, every: int = EVERY) -> Subspace | None:

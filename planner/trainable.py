@@ -1,6 +1,8 @@
 """Which parameters a request lets train, and how much each counts."""
 
-from planner.errors import NothingTrainable
+from fnmatch import fnmatchcase
+
+from planner.errors import NothingFrozen, NothingTrainable
 from planner.profile import Profile
 from planner.request import PlanRequest
 
@@ -9,6 +11,19 @@ def trainable(profile: Profile, request: PlanRequest) -> frozenset[str]:
     """Names of the parameters that may train, with or without a gradient."""
     names = {parameter.name for parameter in profile.parameters if request.may_train(parameter.name)}
     return frozenset(names if request.last is None else names & last_layers(profile, request.last))
+
+
+def check_patterns(names: tuple[str, ...], request: PlanRequest) -> None:
+    """
+    Raises:
+        NothingTrainable: no parameter of these names may train.
+        NothingFrozen: a pattern of what may not train matches none.
+    """
+    if not any(request.may_train(name) for name in names):
+        raise NothingTrainable(request.trainable, names)
+    for pattern in request.frozen:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise NothingFrozen(pattern, names)
 
 
 def layers(profile: Profile) -> list[int]:
@@ -29,7 +44,9 @@ def weights(profile: Profile, request: PlanRequest) -> dict[str, float]:
 
     Raises:
         NothingTrainable: there is none.
+        NothingFrozen: a pattern of `frozen` matches none.
     """
+    check_patterns(tuple(parameter.name for parameter in profile.parameters), request)
     allowed = trainable(profile, request)
     energies = {p.name: p.gradient_energy for p in profile.parameters if p.name in allowed and p.gradient_energy > 0}
     if not energies:

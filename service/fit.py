@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from planner.errors import BadSample, NothingTrainable, UnknownLoss
+from planner.errors import BadSample, UnknownLoss
 from planner.request import PlanRequest, ProfileSettings
+from planner.trainable import check_patterns
 from service.summary import ModelInput, ModelSummary, SampleSummary, SampleTensor
 
 LOSSES_WITH_TARGETS = ("cross_entropy", "mse")
@@ -47,11 +48,9 @@ def check_loss(model: ModelSummary, loss: str) -> None:
 def check_trainable(model: ModelSummary, request: PlanRequest) -> None:
     """
     Raises:
-        NothingTrainable: no parameter's name matches.
+        NothingTrainable, NothingFrozen: no parameter's name matches.
     """
-    names = tuple(parameter.name for parameter in model.parameters)
-    if not any(request.may_train(name) for name in names):
-        raise NothingTrainable(request.trainable, names)
+    check_patterns(tuple(parameter.name for parameter in model.parameters), request)
 
 
 def _pairs(model: ModelSummary, tensors: dict[str, SampleTensor]) -> list[tuple[SampleTensor, ModelInput]]:

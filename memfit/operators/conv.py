@@ -19,6 +19,8 @@ from memfit.tucker import as_mode, multiply_mode
 
 aten = torch.ops.aten
 
+FEW = 20480  # elements of one sample, up to which torch's choice of a convolution's kernel (`use_mkldnn`) is one that makes columns
+
 # Operations of a program, with their spatial axes.
 TRANSPOSED_CONVOLUTIONS: dict[Any, int] = {
     aten.conv_transpose1d.default: 1,
@@ -188,7 +190,8 @@ def weight_gradient(grad: Tensor, x: Tensor, weight_shape: torch.Size, arguments
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, arguments: ConvArguments) -> Tensor:
     """Gradient of the input of that shape: the convolution of `grad` that is transposed if the operation's is not, and is not if it is.
-    (`convolution_backward` would ask for the input and copy even an empty stand-in.)
+    (`convolution_backward` would ask for the input and copy even an empty stand-in.) For one sample of few elements torch makes columns
+    for that, many times as large; there a stand-in takes less.
     """
     in_c = _in_c(arguments, shape, weight.shape, grad, weight)
     if in_c is not None:
@@ -203,6 +206,12 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, arguments: C
         for axis, size in enumerate(shape[2:], start=2):  # more places where the output's padding is a stride or more
             result = result.narrow(axis, 0, size)
         return result.contiguous()
+    if groups == 1 and grad.shape[0] == 1 and grad.numel() <= FEW:
+        enough = grad.is_contiguous() and grad.numel() >= prod(shape)
+        stand_in = grad.flatten()[: prod(shape)].view(shape) if enough else grad.new_empty(shape)
+        grad_x = _backward(grad, stand_in, weight, arguments, (True, False, False))[0]
+        assert grad_x is not None
+        return grad_x
     unread = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
     return torch.convolution(grad, weight, None, stride, padding, dilation, True, unread, groups)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.capture import capture
+from planner.fidelity import holders_of_values
 from planner.footprint import timeline
 from planner.plan import Schedule
 from planner.profiling import TIMED, part_seconds
@@ -51,3 +52,22 @@ def test_the_record_counts_what_is_allocated() -> None:
         kept.append(b)
 
     assert record(step).peak_bytes >= 8000
+
+
+def test_with_the_batch_on_another_axis_elements_are_held_by_themselves() -> None:
+    """Attention of torch's own takes tokens first: what stands at one token is of another shape for each number of samples."""
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(16, 16), encoder, nn.Flatten(), nn.Linear(6 * 16, 4))
+    sample = {"inputs.0": torch.randn(8, 6, 16), "targets": torch.randint(4, (8,))}
+    graph = capture(export(model, sample))
+    profile = profile_of(graph, sample, "cross_entropy")
+    assert [step.batch_size for step in profile.steps] == [8, 4, 2, 1]
+    offered: dict[str, set[str]] = {}
+    for step in profile.steps:
+        for activation in step.activations:
+            for form in activation.forms:
+                offered.setdefault(form.value, set()).update(option.technique for option in form.options)
+    values = [value for value in holders_of_values(graph) if value in graph.of_any_shape]
+    assert any(value in offered for value in values)
+    assert all(offered.get(value, set()) <= {"int8", "int4", "bfloat16", "recompute"} for value in values)
+    assert any("coded" in techniques for techniques in offered.values())  # of values with the batch first

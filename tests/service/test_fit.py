@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.errors import BadSample, NothingTrainable, UnknownLoss
+from planner.errors import BadSample, NothingFrozen, NothingTrainable, UnknownLoss
 from planner.request import Budget, PlanRequest, ProfileSettings
 from service.fit import check_trainable, settle
 from service.summary import ModelInput, ModelParameter, ModelSummary, SampleSummary, SampleTensor
@@ -81,3 +81,6 @@ def test_patterns_that_match_nothing_are_refused() -> None:
     check_trainable(MODEL, PlanRequest(Budget(1), trainable=("nothing", "head.*")))
     with pytest.raises(NothingTrainable, match=r"encoder\.weight"):
         check_trainable(MODEL, PlanRequest(Budget(1), trainable=("tail.*",)))
+    check_trainable(MODEL, PlanRequest(Budget(1), frozen=("encoder.*",)))
+    with pytest.raises(NothingFrozen, match=r"'tail\.\*' of `frozen`.*encoder\.weight"):
+        check_trainable(MODEL, PlanRequest(Budget(1), frozen=("encoder.*", "tail.*")))
