@@ -24,7 +24,8 @@ from planner.sample import ModelInput
 
 aten = torch.ops.aten
 NAMESPACES = {"aten", "prims", "memfit", "_operator", "builtins", "math", "torch"}
-RANDOM_OR_STATEFUL = {"rrelu", "rrelu_", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+FIXED_AT_EXPORT = {"rrelu", "rrelu_"}
+RECURRENT = {"lstm": "nn.LSTMCell", "gru": "nn.GRUCell", "rnn_tanh": "nn.RNNCell", "rnn_relu": "nn.RNNCell"}
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,14 @@ def _check(node: Node, module: GraphModule) -> None:
     if target.namespace not in NAMESPACES:
         raise _unsupported(node, "is a custom operation", "Replace it by torch operations: how its backward holds memory is not known.")
     name = target._schema.name.split("::")[1]
-    if name in RANDOM_OR_STATEFUL:
+    if name in FIXED_AT_EXPORT:
         raise _unsupported(node, "has its training behaviour fixed at export", "Replace it by torch operations without that state.")
+    if name in RECURRENT:
+        raise _unsupported(
+            node,
+            "goes through all of time by itself, and what it keeps of each step is its own",
+            f"Write the loop out with {RECURRENT[name]}.",
+        )
     changed = node.args[0] if changes_its_input(node, module) and node.args else None
     if isinstance(changed, Node) and changed.op in ("get_attr", "placeholder"):
         raise _unsupported(

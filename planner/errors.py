@@ -124,9 +124,10 @@ class InfeasibleBudget(PlannerError):
     ) -> None:
         self.budget_bytes, self.least_budget_bytes = budget_bytes, least_budget_bytes
         self.binding, self.suggestions = binding, suggestions
+        changes = f", or change the request: {suggestions[0]['change']}" if suggestions else ": no change of the request was found to fit"
         super().__init__(
             f"no plan fits in {budget_bytes:,} bytes: the smallest found needs {least_budget_bytes:,}, at {binding.get('phase')} of "
-            f"{binding.get('operation')}. Raise the budget, use a smaller batch, or an optimizer with less state.",
+            f"{binding.get('operation')}. Raise the budget{changes}.",
             budget_bytes=budget_bytes,
             least_budget_bytes=least_budget_bytes,
             binding=dict(binding),

@@ -21,7 +21,9 @@ def settle(model: ModelSummary, sample: SampleSummary, settings: ProfileSettings
     tensors = {tensor.name: tensor for tensor in sample.tensors}
     if settings.loss in LOSSES_WITH_TARGETS and "targets" not in tensors:
         raise BadSample(
-            f"the loss {settings.loss!r} needs targets, but the sample has {_list(tensors)}. Add a tensor 'targets'.", expected="targets"
+            f"the loss {settings.loss!r} needs targets, but the sample has {_list(tensors)}. Add a tensor 'targets', or name the output "
+            f"that is the loss, as 'output:NAME': this model's are {_list([*model.outputs])}.",
+            expected="targets",
         )
     batch_size = settings.batch_size or sample.count
     if batch_size > sample.count:

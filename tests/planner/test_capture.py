@@ -102,7 +102,15 @@ class Remembering(nn.Module):
         return result
 
 
-@pytest.mark.parametrize(("model", "reason"), [(Branching(), "runs a graph inside the graph"), (Remembering(), "outlives the step")])
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Branching(), "runs a graph inside the graph"),
+        (Remembering(), "outlives the step"),
+        (nn.GRU(3, 4), "all of time by itself.*nn.GRUCell"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")  # of torch's own recurrent layers
 def test_what_cannot_be_planned_is_named_with_what_to_do(model: nn.Module, reason: str) -> None:
     with pytest.raises(UnsupportedOperation, match=reason) as caught:
         capture(torch.export.export(model, (torch.randn(2, 3),)))

@@ -50,7 +50,7 @@ def test_an_unknown_loss_is_refused_with_the_outputs(loss: str) -> None:
 @pytest.mark.parametrize(
     ("tensors", "settings", "why"),
     [
-        ((IDS, MASK), ProfileSettings(), "needs targets"),
+        ((IDS, MASK), ProfileSettings(), "needs targets.*'output:NAME': this model's are logits, loss"),
         ((IDS, TARGETS), ProfileSettings(), r"takes inputs.0 \(or inputs.ids\), inputs.1 \(or inputs.mask\), but the sample has inputs.0"),
         ((IDS, MASK, SampleTensor("inputs.2", (8,), "int64"), TARGETS), ProfileSettings(), "the sample has inputs.0, inputs.1, inputs.2"),
         ((IDS, MASK, SampleTensor("inputs.ids", (8, 16), "int64"), TARGETS), ProfileSettings(), "one tensor"),
