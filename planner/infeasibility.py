@@ -15,6 +15,7 @@ from planner.trainable import trainable, weights
 MOST = 5  # suggestions
 NOTABLE = 0.05  # more fidelity of all changes than of the best: all are suggested, too
 ROOM = 50  # of the budget, one part in so many is left for what the measured step takes beyond the prediction
+ROOM_OF_LOSS = 0.8  # of the loss that a request allows, as much may be predicted for a batch without a profile of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,10 @@ def _tried(programs: Programs, changes: list[Change], budget_bytes: int) -> dict
         changed = programs.within(request)
     else:
         changed = Programs(profile, request, weights(profile, request))
-    solution = search(changed, limits_of(changed, budget_bytes - budget_bytes // ROOM), 0.0)
+    limits = limits_of(changed, budget_bytes - budget_bytes // ROOM)
+    if profile is not programs.profile:  # one of its own will come, in which other gradients lose a little more or less
+        limits = replace(limits, loss=ROOM_OF_LOSS * limits.loss)
+    solution = search(changed, limits, 0.0)
     if solution is None:
         return None
     values = {change.name: _value(change, solution.loss, solution.seconds / changed.plain_seconds) for change in changes}
