@@ -12,11 +12,12 @@ from torch import Tensor
 
 from memfit.forms import Basis, Bfloat16, Bitmap, Coded, Form, Hosvd, Int4, Int8, PatchMean, Subspace, Svd
 from memfit.operators import held
-from memfit.operators.conv import ConvArguments, convolution
+from memfit.operators.conv import ConvArguments, convolution, input_gradient
 from memfit.operators.folded import convolution_before_norm, norm_after_convolution
 from memfit.operators.held import HeldTensor, Hold
 from memfit.operators.linear import linear
 from memfit.operators.norm import frozen_batch_norm
+from planner.record import record
 
 F = torch.nn.functional
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -269,3 +270,17 @@ def test_the_first_layer_holds_only_its_form() -> None:
 def test_without_gradients_no_form_is_made() -> None:
     with torch.no_grad():
         assert Hold(Hosvd((1, 1, 1, 1), 1.0))(random((2, 2, 2, 2), 0)) is None
+
+
+@pytest.mark.parametrize("channels", [(32, 16), (16, 16), (8, 16)])
+def test_the_input_gradient_of_one_sample_takes_no_columns(channels: tuple[int, int]) -> None:
+    """Torch's transposed convolution of few elements makes nine times as many."""
+    inputs, outputs = channels
+    x = torch.randn(1, inputs, 32, 32, requires_grad=True)
+    weight, grad = torch.randn(outputs, inputs, 3, 3), torch.randn(1, outputs, 32, 32)
+    gradients: list[Tensor] = []
+    arguments = ConvArguments([1, 1], [1, 1], [1, 1])
+    peak_bytes = record(lambda: gradients.append(input_gradient(grad, weight, x.shape, arguments))).peak_bytes
+    torch.nn.functional.conv2d(x, weight, padding=1).backward(grad)
+    torch.testing.assert_close(gradients[0], x.grad, rtol=1e-4, atol=1e-4)
+    assert peak_bytes <= 4 * x.nbytes + grad.nbytes
