@@ -40,7 +40,7 @@ from service.sandbox import Confinement, unconfined, wrapped
 from service.summary import ModelSummary
 
 Progress = Callable[[float, str], None]
-KEPT_VARIABLES = {"PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
+KEPT_VARIABLES = {"PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MEMFIT_NATIVE", "CUDA_VISIBLE_DEVICES"}
 SECONDS_TO_END = 30.0
 SHELL_SIGNAL = 128
 FIRST = 1  # process of a sandbox: bubblewrap itself, which ends with the server
