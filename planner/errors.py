@@ -61,6 +61,12 @@ class UnknownLoss(BadRequest):
         )
 
 
+def _matched(names: tuple[str, ...]) -> str:
+    """What patterns of a request are matched against."""
+    some = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+    return f"Patterns are matched against whole names, with * and ?; this model has {some}."
+
+
 class NothingTrainable(BadRequest):
     """No parameter that gets a gradient matches the patterns of `trainable`."""
 
@@ -68,8 +74,7 @@ class NothingTrainable(BadRequest):
 
     def __init__(self, patterns: tuple[str, ...], names: tuple[str, ...]) -> None:
         super().__init__(
-            f"no parameter matches trainable={list(patterns)}. Patterns are matched against whole names, with * and ?; "
-            f"this model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
+            f"no parameter matches trainable={list(patterns)}. {_matched(names)}",
             trainable=list(patterns),
         )
 
@@ -81,8 +86,7 @@ class NothingFrozen(BadRequest):
 
     def __init__(self, pattern: str, names: tuple[str, ...]) -> None:
         super().__init__(
-            f"no parameter matches {pattern!r} of `frozen`. Patterns are matched against whole names, with * and ?; "
-            f"this model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
+            f"no parameter matches {pattern!r} of `frozen`. {_matched(names)}",
             frozen=pattern,
         )
 

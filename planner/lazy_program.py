@@ -100,8 +100,8 @@ class LazyProgram:
         return float(of_moments.sum()) / self.rows.unit
 
     def solve(self, problem: Problem, limits: Limits) -> tuple[Choices | None, float]:
-        """Choices of the least costs within the limits, None where none were found, and the proven bound of costs, as wanted where there
-        are none.
+        """Choices of the least costs within the limits, None where none were found, and the proven bound of costs: as wanted where there
+        are none that are, infinite where not even the relaxation has any.
         """
         rows, room, relaxed = self.rows, self._room(problem, limits), self.relaxed(problem, limits)
         if room is None or relaxed is None:

@@ -113,6 +113,10 @@ class PlanRequest:
         """By its name alone; `last` is the profile's to say."""
         return _matches(parameter, self.trainable) and not _matches(parameter, self.frozen)
 
+    def frozen_in_vain(self, parameters: tuple[str, ...]) -> list[str]:
+        """Patterns of `frozen` that match none of these."""
+        return [pattern for pattern in self.frozen if not any(_matches(name, (pattern,)) for name in parameters)]
+
     def may_use(self, technique: str) -> bool:
         """Whether a technique of the menu is allowed. `keep` always is: not to compress needs no leave."""
         return technique == "keep" or _matches(technique, self.techniques)

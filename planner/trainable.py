@@ -1,7 +1,5 @@
 """Which parameters a request lets train, and how much each counts."""
 
-from fnmatch import fnmatchcase
-
 from planner.errors import NothingFrozen, NothingTrainable
 from planner.profile import Profile
 from planner.request import PlanRequest
@@ -21,9 +19,8 @@ def check_patterns(names: tuple[str, ...], request: PlanRequest) -> None:
     """
     if not any(request.may_train(name) for name in names):
         raise NothingTrainable(request.trainable, names)
-    for pattern in request.frozen:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise NothingFrozen(pattern, names)
+    if in_vain := request.frozen_in_vain(names):
+        raise NothingFrozen(in_vain[0], names)
 
 
 def layers(profile: Profile) -> list[int]:
